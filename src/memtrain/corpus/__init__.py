@@ -1,0 +1,1 @@
+"""Training documents from unlabelled text: readers, entities, neighbours, masking. No torch in here."""

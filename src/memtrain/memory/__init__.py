@@ -1,0 +1,1 @@
+"""The memory agents: ordinary code that awaits a model. No torch in here."""

@@ -1,0 +1,1 @@
+"""What a person looks at: the console, plots, summaries, documents and rollouts."""

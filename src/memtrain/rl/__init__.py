@@ -1,0 +1,1 @@
+"""Rewards, advantages, the joint loss and the trainer."""

@@ -1,0 +1,1 @@
+"""Episodes and their rewards, one task a file. No torch in here."""
