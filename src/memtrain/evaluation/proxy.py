@@ -236,11 +236,10 @@ class _Evaluation:
         ]
 
     async def logprob(self, prompt: Sequence[int], gold: str) -> float:
-        """Log-likelihood in nats of the boxed answer's own tokens, box left out."""
+        """Log-likelihood in nats of the answer and the brace that closes its box."""
         target = self.prompts.target(gold)
         logprobs = await self.engine.score(prompt, target.ids)
-        start = len(target.prefix_ids)
-        return float(sum(logprobs[start : start + len(target.answer_ids)]))
+        return float(sum(logprobs[target.scored]))
 
 
 def _golds(document: TrainingDocument) -> list[str]:

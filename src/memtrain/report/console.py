@@ -269,7 +269,9 @@ class Screen:
             text, reward = self._sample
             lines = text[:SAMPLE_CHARS].splitlines()[:SAMPLE_LINES]
             title = "newest memory" if reward is None else f"newest memory, reward {number(reward)}"
-            parts.append(Panel(Text("\n".join(lines) or "(empty)"), title=title, title_align="left", border_style="dim"))
+            parts.append(
+                Panel(Text("\n".join(lines) or "(empty)"), title=title, title_align="left", border_style="dim")
+            )
         return Panel(Group(*parts), title=self.title, title_align="left")
 
     def _metrics_table(self) -> Table:

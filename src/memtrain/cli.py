@@ -1,0 +1,204 @@
+"""The command line: one short function a command, no logic. Everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from memtrain import __version__
+from memtrain.assets import CORPORA, MODELS
+from memtrain.errors import UserError
+from memtrain.recipe import CorpusSettings, ModelSettings, builtin_recipes, load_recipe
+
+EXIT_USER, EXIT_DISK, EXIT_INTERRUPTED = 2, 3, 130
+DEMO = "demo-cpu"
+RECIPES_TEXT = f"built in: {', '.join(builtin_recipes())}"
+MODELS_TEXT = (
+    f"built in: {', '.join(MODELS)} (default {ModelSettings().name}); else a local folder, a .gguf file or a hub id"
+)
+CORPORA_TEXT = (
+    f"built in: {', '.join(CORPORA)} (default {CorpusSettings().source}); else a file, a folder or hf:dataset[:config]"
+)
+
+RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help=f"Name or .toml file. Recipes {RECIPES_TEXT}.")]
+Overrides = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        name="set",
+        metavar="KEY=VALUE [KEY=VALUE ...]",
+        help=f"Change settings of the recipe, for example --set train.steps=10 model=NAME corpus=SOURCE. "
+        f"Models {MODELS_TEXT}. Corpora {CORPORA_TEXT}.",
+    ),
+]
+Model = Annotated[str | None, arg(metavar="MODEL", help=f"Model instead of the recipe's. Models {MODELS_TEXT}.")]
+Out = Annotated[Path | None, arg(metavar="FOLDER", help="Where the results go. Default: a folder named by the recipe.")]
+
+
+def demo(out: Annotated[Path, arg(metavar="FOLDER", help="The run's folder.")] = Path("runs/demo")) -> None:
+    """The whole main job at small scale: raw Wikipedia in, a trained memory out, before and after measured.
+
+    Downloads a small model and a small dump once, then runs the recipe demo-cpu. Writes summary.json and plots.
+
+    Example: memtrain demo --out runs/demo
+    """
+    from memtrain import pipeline
+
+    pipeline.demo(out)
+
+
+def build(recipe: RecipeName, overrides: Overrides = (), out: Out = None) -> None:
+    """Make training documents from unlabelled text, and print what they are like.
+
+    Example: memtrain build demo-cpu --set corpus=my-texts/ documents.train=1000 --out docs/my-texts
+    """
+    settings = load_recipe(recipe, _flat(overrides))
+    from memtrain import pipeline
+
+    pipeline.build(settings, out)
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = (),
+    out: Out = None,
+    resume: Annotated[
+        FlagCreatePairsOff[bool], arg(help="Go on where the run in the folder stopped, to the same numbers.")
+    ] = False,
+    dry_run: Annotated[
+        FlagCreatePairsOff[bool], arg(help="Print what would run (tokens, memory, time), run one step, keep nothing.")
+    ] = False,
+) -> None:
+    """Build documents, evaluate, prime, train with GRPO, evaluate again. Writes summary.json and plots.
+
+    Example: memtrain train demo-cpu --dry-run
+
+    Example: memtrain train my.toml --set train.steps=100 train.lr=5e-6 --out runs/mine
+
+    Example: memtrain train my.toml --set train.steps=100 train.lr=5e-6 --out runs/mine --resume
+    """
+    settings = load_recipe(recipe, _flat(overrides))
+    from memtrain import pipeline
+
+    pipeline.train(settings, out, resume, dry_run)
+
+
+def evaluate(
+    target: Annotated[
+        Positional[str], arg(metavar="RUN_OR_RECIPE", help=f"Folder of a run, or a recipe. Recipes {RECIPES_TEXT}.")
+    ],
+    model: Model = None,
+    overrides: Overrides = (),
+) -> None:
+    """Measure a model on held-out documents: reconstruction, recall by distance, entities kept, with controls.
+
+    Example: memtrain eval runs/demo --set eval.samples=4
+
+    Example: memtrain eval demo-cpu --model runs/demo/model
+    """
+    from memtrain import pipeline
+
+    pipeline.evaluate(target, model, _flat(overrides))
+
+
+def read(
+    files: Annotated[
+        Positional[list[Path]], arg(metavar="FILE [FILE ...]", help="UTF-8 text files (.txt, .md, ...), in order.")
+    ],
+    ask: Annotated[str, arg(metavar="QUESTION", help="What to find out.")],
+    model: Model = None,
+    recipe: Annotated[
+        str, arg(metavar="RECIPE", help=f"Gives chunk and memory sizes and the prompts. Recipes {RECIPES_TEXT}.")
+    ] = DEMO,
+    overrides: Overrides = (),
+) -> None:
+    """Read text files of any length with bounded memory; print the memory as it changes, then the answer.
+
+    Example: memtrain read book.txt notes.md --ask "Who wrote the letter?" --model runs/demo/model
+    """
+    if not files:
+        raise UserError('nothing to read: name a file, for example memtrain read book.txt --ask "Who wrote it?"')
+    settings = load_recipe(recipe, _flat(overrides))
+    from memtrain import pipeline
+
+    pipeline.read(files, ask, model or settings.model.name, settings)
+
+
+def show(
+    folder: Annotated[Positional[Path], arg(metavar="RUN_OR_FOLDER", help="A run, or a folder of built documents.")],
+    what: Annotated[Positional[Literal["documents", "probes", "rollouts"]], arg(help="What to print.")] = "documents",
+    n: Annotated[int, arg(metavar="N", help="How many.")] = 2,
+    step: Annotated[int | None, arg(metavar="STEP", help="Rollouts of this step. Default: the last one kept.")] = None,
+    split: Annotated[
+        Literal["train", "held_out"], arg(help="Which documents to show or to draw probes from.")
+    ] = "train",
+) -> None:
+    """Print documents, recall probes or rollouts for a person to read.
+
+    Example: memtrain show runs/demo documents --n 1
+
+    Example: memtrain show runs/demo rollouts --step 5
+    """
+    from memtrain.report.show import show as print_for_a_person
+
+    print_for_a_person(folder, what, n, step, split)
+
+
+COMMANDS = {"demo": demo, "build": build, "train": train, "eval": evaluate, "read": read, "show": show}
+DESCRIPTION = f"""Train language models to keep a bounded text memory, from unlabelled text alone.
+
+Start with `memtrain demo`; `memtrain COMMAND --help` explains a command.
+
+A recipe is a TOML file of settings; {RECIPES_TEXT}.
+
+MEMTRAIN_HOME sets the cache folder, MEMTRAIN_DEBUG=1 shows tracebacks. Version {__version__}."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 2 a user's mistake, 3 disk full, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="memtrain", description=DESCRIPTION, args=arguments or ["--help"]
+        )
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error), EXIT_USER)
+    except KeyboardInterrupt:
+        return _fail(_interrupted(arguments), EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" while writing {error.filename}" if error.filename else ""
+        return _fail(f"the disk is full{place}; free some space and run the same command again", EXIT_DISK)
+    return 0
+
+
+def _flat(overrides: Overrides) -> list[str]:
+    return list(chain.from_iterable(overrides))
+
+
+def _fail(sentence: str, status: int) -> int:
+    if os.environ.get("MEMTRAIN_DEBUG") == "1":
+        raise
+    print(f"memtrain: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    command = arguments[0] if arguments else ""
+    if command in ("train", "demo"):
+        again = "memtrain " + " ".join(
+            [*arguments, *([] if command == "demo" or "--resume" in arguments else ["--resume"])]
+        )
+        return f"interrupted; finished stages and the last checkpoint are kept, go on with: {again}"
+    return "interrupted; what was finished is kept, run the same command again to go on"
