@@ -4,7 +4,7 @@ Three kinds of model are served alike:
 
 * a chat template: rendered once around a placeholder, so that what stands in a user text cannot steer the template;
 * a template whose generation prompt opens a ``<think>`` block, or a model that writes one itself:
-  :meth:`ChatFormat.text_of` drops everything through the last ``</think>``, and known completions close the block first;
+  :meth:`ChatFormat.text_of` drops everything through the last ``</think>``, and known completions close the block;
 * no template: ``### Instruction`` / ``### Response`` sections, with a stop string.
 
 Nothing here imports torch or transformers: the tokenizer is passed in.
@@ -77,8 +77,8 @@ class ChatFormat:
         """The text with everything that would act as a special token made harmless.
 
         A space goes in after the first character (``<|im_end|>`` becomes ``< |im_end|>``): the text stays readable and
-        no tokenizer reads it as control. ``[MASK]`` and ``[TARGET]`` stay as they are. Without a template, headings that
-        would look like the sections of the plain format lose one ``#``.
+        no tokenizer reads it as control. ``[MASK]`` and ``[TARGET]`` stay as they are. Without a template, headings
+        that would look like the sections of the plain format lose one ``#``.
         """
         if self._special_pattern is not None:
             # Inserting a space can complete no other special text that starts earlier, but a second look is cheap.

@@ -55,12 +55,12 @@ class Texts:
 FULL = Texts(
     write=(
         "A long text reaches you in sections, one at a time. Between sections you remember nothing except a memory "
-        "that you write yourself. Below are a question about the whole text, the current section, and your memory so far.\n"
+        "that you write yourself. Below are a question about the whole text, the current section, and your memory.\n"
         "Write the memory anew. Carry over what it already holds and may still be needed. Add what this section says "
         "about people, places, organisations, works, dates and figures, with the words that tie each to the others, "
-        "and above all whatever bears on the question. Correct what the section shows to be wrong. Your reply takes the "
-        "place of the old memory: what you leave out is lost. Be brief and concrete, stay below {words} words, and do "
-        "not answer the question yet."
+        "and above all whatever bears on the question. Correct what the section shows to be wrong. Your reply takes "
+        "the place of the old memory: what you leave out is lost. Be brief and concrete, stay below {words} words, and "
+        "do not answer the question yet."
     ),
     answer=(
         "You have read a long text section by section and can no longer see it. Answer the question from your memory "

@@ -1,8 +1,8 @@
 """Task B, intermediate memory recall: what does an early memory still know of what was read? (MemTrain section 3.2)
 
 A probe takes the memory m[k] and one chunk l that it has read, hides an entity of that chunk as ``[TARGET]`` and asks
-for it in one call. Probes are drawn from the document alone, so all trajectories of a group share them: the masked chunk is
-one common prefix, and the group mean cancels the probe's difficulty. Nothing here imports torch.
+for it in one call. Probes are drawn from the document alone, so all trajectories of a group share them: the masked chunk
+is one common prefix, and the group mean cancels the probe's difficulty. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from memtrain.types import MASK_TOKEN, TARGET_TOKEN, Group, Mention, Probe, Samp
 RecallScore = Likelihood
 """logprob, baseline_logprob, gain, n_tokens, turn of one memory on one probe."""
 
-_TRIES_PER_PROBE = 64
-
 
 def draw_probes(
     document: TrainingDocument,
@@ -34,74 +32,67 @@ def draw_probes(
 ) -> list[Probe]:
     """Draw up to ``n`` different probes of a document that was read in these chunks.
 
-    Step k is uniform over 1..T, chunk l over the chunks 0..k-1 that m[k] has read, the entity over the candidates of
-    that chunk (see :func:`candidates`); a chunk without any is drawn again. ``spread`` (for evaluation) takes the
-    distances k-1-l in turn, in random order, and k uniformly given the distance. Fewer come back where the document
-    holds fewer; none where it holds none. The draw depends on the document, the chunks and ``rng`` only.
+    Step k is uniform over 1..T, chunk l over the chunks 0..k-1 that m[k] has read, the entity over those of that chunk
+    that may be hidden (see :func:`hide`) and were not asked of m[k] yet; a chunk without any is drawn again. ``spread``
+    (for evaluation) takes the distances k-1-l in turn, in random order, and k uniformly given the distance. Fewer come
+    back where the document holds fewer; none where it holds none. The draw depends on the document, the chunks and
+    ``rng`` only.
     """
-    found: dict[int, list[tuple[Mention, str]]] = {}
     total = len(chunks)
+    mentions = _askable(document)
+    pools: dict[tuple[int, int], list[Mention]] = {}
+    open_pairs = total * (total + 1) // 2
     distances: list[int] = []
     probes: list[Probe] = []
-    seen: set[tuple[int, int, str]] = set()
-    for _ in range(n * _TRIES_PER_PROBE):
-        if len(probes) == n or total == 0 or (len(found) == total and not any(found.values())):
-            break
+    while len(probes) < n and open_pairs:
         if spread:
-            if not distances:
-                distances = rng.sample(range(total), total)
-            distance = distances[-1]
+            distances = distances or rng.sample(range(total), total)
+            distance = distances.pop()
             step = rng.randint(distance + 1, total)
             place = step - 1 - distance
         else:
             step = rng.randint(1, total)
             place = rng.randrange(step)
-        if place not in found:
-            found[place] = candidates(document, chunks[place])
-        if spread and (not found[place] or rng.random() < 1 / _TRIES_PER_PROBE):
-            distances.pop()  # nothing here (or perhaps nothing new): let the next distance try
-        if not found[place]:
-            continue
-        mention, masked = rng.choice(found[place])
-        key = (step, place, mention.text)
-        if key in seen:
-            continue
-        seen.add(key)
-        if spread and distances and distances[-1] == distance:
-            distances.pop()
-        probes.append(
-            Probe(
-                document_id=document.id,
-                step=step,
-                chunk=place,
-                masked_chunk=masked,
-                answer=mention.text,
-                kind=mention.kind,
-            )
-        )
+        pair = (step, place)
+        if pair not in pools:
+            pools[pair] = [mention for mention in mentions if _stands_in(chunks[place], mention.text)]
+            open_pairs -= not pools[pair]
+        while pools[pair]:
+            mention = pools[pair].pop(rng.randrange(len(pools[pair])))
+            open_pairs -= not pools[pair]
+            masked_chunk = hide(chunks[place], mention.text)
+            if masked_chunk is not None:
+                probes.append(Probe(document.id, step, place, masked_chunk, mention.text, mention.kind))
+                break
     return probes
 
 
-def candidates(document: TrainingDocument, chunk: str) -> list[tuple[Mention, str]]:
-    """Entities of this chunk that a probe may hide, each with the masked chunk, in the document's order.
+def hide(chunk: str, entity: str) -> str | None:
+    """The chunk with every occurrence of the entity as ``[TARGET]``.
 
-    Out stay: the document's answer and its aliases, anything that holds a mask token, what a box cannot hold, what is
-    still readable in the chunk after masking, and what would mask the number of a "Document i:" heading.
+    None where it does not occur, is still readable afterwards (in capitals, say), or would hide the number of a
+    "Document i:" heading.
     """
+    masked, count = mask(chunk, [entity], TARGET_TOKEN)
+    if not count or f"Document {TARGET_TOKEN}:" in masked or survives(masked, entity):
+        return None
+    return masked
+
+
+def _askable(document: TrainingDocument) -> list[Mention]:
+    """Mentions without repeats, the hidden answer, its aliases, mask tokens, and what a box cannot hold."""
     forbidden = {normalise_exact(text) for text in (document.answer, *document.aliases)}
-    kept: list[tuple[Mention, str]] = []
-    taken: set[str] = set()
+    kept: dict[str, Mention] = {}
     for mention in document.mentions:
-        text = mention.text
-        if text in taken or normalise_exact(text) in forbidden or not boxable(text):
-            continue
-        if MASK_TOKEN in text or TARGET_TOKEN in text or text in MASK_TOKEN or not count_occurrences(chunk, text):
-            continue
-        taken.add(text)
-        masked, count = mask(chunk, [text], TARGET_TOKEN)
-        if count and f"Document {TARGET_TOKEN}:" not in masked and not survives(masked, text):
-            kept.append((mention, masked))
-    return kept
+        holds_mask = any(token in mention.text or mention.text in token for token in (MASK_TOKEN, TARGET_TOKEN))
+        if normalise_exact(mention.text) not in forbidden and not holds_mask and boxable(mention.text):
+            kept.setdefault(mention.text, mention)
+    return list(kept.values())
+
+
+def _stands_in(chunk: str, entity: str) -> bool:
+    # The plain test first: a document has a thousand mentions, and most stand in other chunks.
+    return entity.split()[0] in chunk and count_occurrences(chunk, entity) > 0
 
 
 async def recall_scores(
