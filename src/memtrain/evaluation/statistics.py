@@ -61,7 +61,7 @@ def estimate(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> E
 
 
 def by_document(records: Iterable[Record], metric: str) -> dict[str, float]:
-    """Mean of a metric over the rows of each document, documents in order of appearance; rows without it do not count."""
+    """Mean of a metric over the rows of each document, in order of appearance; rows without it do not count."""
     rows: dict[str, list[float]] = {}
     for record in records:
         value = record.get(metric)

@@ -1,0 +1,239 @@
+"""Pictures of a run as PNG: learning curves, before and after, recall by distance.
+
+Drawn without a display. Colours are Okabe and Ito's, which people with colour-blindness tell apart; marks differ too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from memtrain.errors import UserError
+from memtrain.evaluation.metrics import METRICS, ordered, split_name
+from memtrain.report.summary import STAGES, read_summary
+
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+STAGE_LOOK = {"before": (BLACK, "o"), "after_priming": (ORANGE, "s"), "after": (BLUE, "^")}
+DPI = 150
+SMOOTHING = 0.1
+"""Share of the curve's points in the moving mean that is drawn over the raw points."""
+
+CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("trajectory reward", "reward", ("reward", "reward_mean")),
+    ("reconstruction reward", "reward", ("e2e_reward", "reconstruction_reward")),
+    ("recall reward", "reward", ("recall_reward", "recall_reward_mean")),
+    ("recall likelihood gain", "nats", ("recall_likelihood_gain", "recall_gain")),
+    ("KL to the start model", "nats a token", ("kl",)),
+    ("entropy", "nats a token", ("entropy",)),
+    ("gradient norm", "before clipping", ("grad_norm",)),
+    ("dropped groups", "share", ("dropped_share", "dropped_groups", "dropped")),
+    ("memory length", "tokens", ("memory_tokens",)),
+    ("entities kept", "share", ("entities_kept",)),
+    ("supervised loss", "nats a token", ("cross_entropy", "loss")),
+    ("clipped tokens", "share", ("clip_fraction",)),
+)
+"""Panels of the learning curves: title, unit, and the keys it may have in ``metrics.jsonl``; without one, no panel."""
+COMPARED = (
+    "recall_likelihood_gain",
+    "entities_kept",
+    "recall_em",
+    "recall_f1",
+    "reconstruction_em",
+    "reconstruction_f1",
+    "reconstruction_likelihood_gain",
+    "memory_tokens",
+    "truncated",
+)
+CONTROLS = {
+    "recall_em": ("closed_book_recall_em",),
+    "recall_f1": ("closed_book_recall_f1",),
+    "reconstruction_em": ("closed_book_em", "full_context_em"),
+    "reconstruction_f1": ("closed_book_f1", "full_context_f1"),
+}
+"""Levels drawn across a panel: those of the untrained model."""
+
+
+def plot_all(folder: Path) -> list[Path]:
+    """Draw what the run's folder has the numbers for, next to them; returns the pictures' paths."""
+    made = []
+    if (folder / "metrics.jsonl").is_file():
+        made.append(learning_curves(folder / "metrics.jsonl", folder / "curves.png"))
+    if (folder / "summary.json").is_file():
+        summary = read_summary(folder)
+        made.append(comparison(summary, folder / "before_after.png"))
+        made.append(recall_by_distance(summary, folder / "recall_by_distance.png"))
+    return [path for path in made if path is not None]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of ``metrics.jsonl``; a last line that a crash cut short is left out. Raises UserError on other damage."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is not valid JSON; remove that line") from None
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def learning_curves(metrics: Path, out: Path) -> Path | None:
+    """One panel a metric over the optimiser steps, priming and GRPO marked; None where there is nothing to draw."""
+    rows = read_metrics(metrics)
+    series = [(title, unit, _series(rows, keys)) for title, unit, keys in CURVES]
+    panels = [(title, unit, points) for title, unit, points in series if points]
+    if not panels:
+        return None
+    figure, axes = _grid(len(panels), "learning curves")
+    steps = len({x for _, _, points in panels for _, x, _ in points})
+    figure.suptitle(f"Learning curves, n = {steps} steps (points: steps; line: moving mean)")
+    for panel, (title, unit, points) in zip(axes, panels, strict=True):
+        for stage, colour, mark in (("priming", ORANGE, "s"), ("", BLUE, "o")):
+            chosen = [(x, y) for name, x, y in points if (name == "priming") == (stage == "priming")]
+            if chosen:
+                x, y = np.array(chosen).T
+                panel.plot(x, y, mark, color=colour, alpha=0.35, markersize=3)
+                panel.plot(x, smooth(y), color=colour, label=stage or "GRPO")
+        panel.set_title(title, fontsize=10)
+        panel.set_ylabel(unit, fontsize=8)
+        panel.set_xlabel("step", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len({name == "priming" for name, _, _ in points}) > 1:
+            panel.legend(fontsize=7)
+    return _save(figure, out)
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Centred moving mean over a tenth of the points; windows shrink at both ends."""
+    data = np.asarray(values, dtype=float)
+    half = max(int(len(data) * SMOOTHING) // 2, 1 if len(data) > 4 else 0)
+    return np.array([data[max(0, i - half) : i + half + 1].mean() for i in range(len(data))])
+
+
+def comparison(summary: Mapping[str, Any], out: Path) -> Path | None:
+    """Bars of every evaluation with 95% intervals; dashed lines: the untrained model's controls."""
+    stages = [stage for stage in STAGES if stage in summary]
+    names = [name for name in COMPARED if any(_has(summary[stage], name) for stage in stages)]
+    if not names:
+        return None
+    figure, axes = _grid(len(names), "before and after")
+    figure.suptitle("Held-out documents, mean and 95% bootstrap interval over documents")
+    for panel, name in zip(axes, names, strict=True):
+        counts = set()
+        for place, stage in enumerate(stages):
+            if not _has(summary[stage], name):
+                continue
+            value = summary[stage][name]
+            counts.add(value["n"])
+            panel.bar(place, value["mean"], color=STAGE_LOOK[stage][0], alpha=0.75, width=0.7)
+            panel.errorbar(place, value["mean"], yerr=_error([value]), color="#555555", capsize=4)
+        for look, control in zip(("--", ":"), CONTROLS.get(name, ()), strict=False):
+            if "before" in summary and _has(summary["before"], control):
+                label = control.rsplit("_", 1)[0].removesuffix("_recall").replace("_", " ")
+                panel.axhline(summary["before"][control]["mean"], color=GREEN, linestyle=look, label=label)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(fontsize=7)
+        panel.axhline(0, color=BLACK, linewidth=0.6)
+        panel.set_title(f"{METRICS[name].title}\nn = {_counts(counts)} documents", fontsize=8)
+        panel.set_ylabel(METRICS[name].unit, fontsize=8)
+        panel.set_xticks(range(len(stages)), [stage.replace("_", "\n") for stage in stages], fontsize=8)
+    return _save(figure, out)
+
+
+def recall_by_distance(summary: Mapping[str, Any], out: Path) -> Path | None:
+    """Likelihood gain against the number of chunks read since the one asked for; None where there is no such metric."""
+    figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    stages = [stage for stage in STAGES if stage in summary]
+    distances: dict[int, set[int]] = {}
+    for place, stage in enumerate(stages):
+        points = []
+        for name in ordered(summary[stage]):
+            base, distance = split_name(name)
+            if base == "recall_likelihood_gain" and distance is not None and _has(summary[stage], name):
+                points.append((distance, summary[stage][name]))
+                distances.setdefault(distance, set()).add(summary[stage][name]["n"])
+        if not points:
+            continue
+        shift = (place - (len(stages) - 1) / 2) * 0.08
+        colour, mark = STAGE_LOOK[stage]
+        panel.errorbar(
+            [distance + shift for distance, _ in points],
+            [value["mean"] for _, value in points],
+            yerr=_error([value for _, value in points]),
+            color=colour,
+            marker=mark,
+            capsize=3,
+            label=stage.replace("_", " "),
+        )
+    if not distances:
+        return None
+    panel.axhline(0, color=BLACK, linewidth=0.6)
+    ticks = sorted(distances)
+    panel.set_xticks(ticks, [f"{distance}\nn = {_counts(distances[distance])}" for distance in ticks])
+    panel.set_xlabel("chunks read since the one asked for (n: documents)")
+    panel.set_ylabel("nats")
+    panel.set_title("Recall: likelihood gain by the memory, 95% intervals", fontsize=10)
+    panel.legend(fontsize=8)
+    return _save(figure, out)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[tuple[str, float, float]]:
+    """``(stage, step, value)`` of the first key that any row has a finite number for; steps count on over stages."""
+    for key in keys:
+        points, offset, last, before = [], 0, 0, None
+        for row in rows:
+            stage, step = str(row.get("stage", "")), int(row.get("step", last + 1))
+            if before is not None and stage != before:
+                offset = last if step <= last - offset else offset
+            before, last = stage, step + offset
+            value = row.get(key)
+            if isinstance(value, int | float) and np.isfinite(value):
+                points.append((stage, float(last), float(value)))
+        if points:
+            return points
+    return []
+
+
+def _has(values: Mapping[str, Any], name: str) -> bool:
+    return name in values and values[name]["mean"] is not None
+
+
+def _error(values: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Lengths of the error bars, shape (2, values): down and up; 0 where there is no interval."""
+    arms = []
+    for value in values:
+        low, high = value["ci95"]
+        mean = value["mean"]
+        arms.append((0.0, 0.0) if low is None else (max(mean - low, 0.0), max(high - mean, 0.0)))
+    return np.array(arms).T
+
+
+def _counts(counts: set[int]) -> str:
+    return "/".join(map(str, sorted(counts)))
+
+
+def _grid(n: int, name: str) -> tuple[Figure, list[Axes]]:
+    columns = min(n, 3)
+    lines = -(-n // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * lines + 0.5), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for spare in axes[n:]:
+        spare.set_visible(False)
+    return figure, list(axes[:n])
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    figure.savefig(out, format="png")
+    return out
