@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,16 +16,16 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from memtrain import __version__
 from memtrain.assets import CORPORA, MODELS
 from memtrain.errors import UserError
-from memtrain.recipe import CorpusSettings, ModelSettings, builtin_recipes, load_recipe
+from memtrain.recipe import Recipe, builtin_recipes, load_recipe
 
 EXIT_USER, EXIT_DISK, EXIT_INTERRUPTED = 2, 3, 130
 DEMO = "demo-cpu"
 RECIPES_TEXT = f"built in: {', '.join(builtin_recipes())}"
 MODELS_TEXT = (
-    f"built in: {', '.join(MODELS)} (default {ModelSettings().name}); else a local folder, a .gguf file or a hub id"
+    f"built in: {', '.join(MODELS)} (default {Recipe().model.name}); else a local folder, a .gguf file or a hub id"
 )
 CORPORA_TEXT = (
-    f"built in: {', '.join(CORPORA)} (default {CorpusSettings().source}); else a file, a folder or hf:dataset[:config]"
+    f"built in: {', '.join(CORPORA)} (default {Recipe().corpus.source}); else a file, a folder or hf:dataset[:config]"
 )
 
 RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help=f"Name or .toml file. Recipes {RECIPES_TEXT}.")]
@@ -151,7 +151,14 @@ def show(
     print_for_a_person(folder, what, n, step, split)
 
 
-COMMANDS = {"demo": demo, "build": build, "train": train, "eval": evaluate, "read": read, "show": show}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "build": build,
+    "train": train,
+    "eval": evaluate,
+    "read": read,
+    "show": show,
+}
 DESCRIPTION = f"""Train language models to keep a bounded text memory, from unlabelled text alone.
 
 Start with `memtrain demo`; `memtrain COMMAND --help` explains a command.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from memtrain.corpus.masking import survives
-from memtrain.types import Mention, Probe, Trajectory
+from memtrain.corpus.masking import count_occurrences, fold, survives_folded
+from memtrain.types import Mention, Trajectory
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,25 @@ def ordered(names: Collection[str]) -> list[str]:
 
 
 def surfaces_by_chunk(chunks: Sequence[str], mentions: Iterable[Mention]) -> list[list[str]]:
-    """For every chunk the surface forms of the document's mentions that stand in it, at word boundaries."""
-    surfaces = list(dict.fromkeys(mention.text for mention in mentions))
-    return [[surface for surface in surfaces if survives(chunk, surface)] for chunk in chunks]
+    """For every chunk the surface forms of the document's mentions that stand in it, as spelt, at word boundaries."""
+    surfaces = [surface for surface in dict.fromkeys(mention.text for mention in mentions) if fold(surface)]
+    return [[surface for surface in surfaces if _stands_in(chunk, surface)] for chunk in chunks]
+
+
+def _stands_in(chunk: str, surface: str) -> bool:
+    # The plain test first: a document has a thousand mentions, and most stand in other chunks.
+    return surface.split()[0] in chunk and count_occurrences(chunk, surface) > 0
 
 
 def share_kept(memory: str, surfaces: Collection[str]) -> float | None:
-    """Share of the surface forms that can be read in the memory; None where there is none to keep."""
+    """Share of the surface forms that can be read in the memory (any case, accents or markup, whole words).
+
+    None where there is none to keep.
+    """
     if not surfaces:
         return None
-    return sum(survives(memory, surface) for surface in surfaces) / len(surfaces)
+    folded = fold(memory)
+    return sum(survives_folded(folded, fold(surface)) for surface in surfaces) / len(surfaces)
 
 
 def reading_metrics(trajectory: Trajectory, surfaces: Sequence[Sequence[str]]) -> dict[str, float | None]:
@@ -100,19 +108,3 @@ def reading_metrics(trajectory: Trajectory, surfaces: Sequence[Sequence[str]]) -
         "memory_tokens": sum(len(turn.completion_ids) for turn in writes) / len(writes) if writes else None,
         "truncated": sum(turn.stop_reason == "length" for turn in writes) / len(writes) if writes else None,
     }
-
-
-def spread(probes: Sequence[Probe], n: int, rng: random.Random) -> list[Probe]:
-    """Choose ``n`` different probes in turn from each distance; fewer come back where there are no more.
-
-    Stratified: with D distances and n >= D every distance is asked. The order of the distances is drawn, so that
-    with n < D all of them are asked equally often over many documents.
-    """
-    strata: dict[int, list[Probe]] = {}
-    for probe in dict.fromkeys(probes):
-        strata.setdefault(probe.distance, []).append(probe)
-    queues = [strata[distance] for distance in sorted(strata)]
-    rng.shuffle(queues)
-    longest = max(map(len, queues), default=0)
-    in_turn = [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
-    return in_turn[:n]

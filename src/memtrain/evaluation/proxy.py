@@ -23,13 +23,13 @@ from memtrain.evaluation.statistics import Estimate, clustered, paired_differenc
 from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
 from memtrain.memory.reader import answer, read, split_chunks
 from memtrain.recipe import Recipe
+from memtrain.tasks.likelihood import answer_logprobs
 from memtrain.tasks.recall import draw_probes, recall_answers, recall_scores
+from memtrain.tasks.reconstruction import answer_scores
 from memtrain.tasks.verifier import exact_match, token_f1
 from memtrain.types import Probe, SamplingParams, TrainingDocument, Trajectory
 
 FORMAT = 1
-POOL = 16
-"""Probes drawn for each one asked: enough to fill the far distances, which chance draws least."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ async def evaluate(
 def eval_probes(document: TrainingDocument, chunks: Sequence[str], n: int, seed: int) -> list[Probe]:
     """The probes of one document: the same for the same seed, document and chunks; stratified over distances."""
     rng = random.Random(f"{seed}/{document.id}/evaluation")
-    return metrics.spread(draw_probes(document, list(chunks), POOL * n, rng), n, rng)
+    return draw_probes(document, chunks, n, rng, spread=True)
 
 
 class _Evaluation:
@@ -132,11 +132,15 @@ class _Evaluation:
         chunks = split_chunks(document.text, self.engine.tokenizer, self.memory)
         probes = eval_probes(document, chunks, self.settings.probes, self.seed)
         surfaces = metrics.surfaces_by_chunk(chunks, document.mentions)
-        closed = await self.logprob(self.prompts.answer(QUESTION, NO_MEMORY), document.answer)
+        closed, *baselines = await asyncio.gather(
+            self.logprob(self.prompts.answer(QUESTION, NO_MEMORY), document.answer),
+            *(self.logprob(self.prompts.recall_without_memory(p.masked_chunk), p.answer) for p in probes),
+        )
+        asked = list(zip(probes, baselines, strict=True))
         parts: Iterable[list[dict[str, Any]]] = await asyncio.gather(
             self.controls(document, closed),
-            *(self.recall_controls(document, probe) for probe in probes),
-            *(self.reading(document, chunks, surfaces, probes, closed, i) for i in range(self.settings.samples)),
+            *(self.recall_controls(probe, baseline) for probe, baseline in asked),
+            *(self.reading(document, chunks, surfaces, asked, closed, i) for i in range(self.settings.samples)),
         )
         return [record for part in parts for record in part]
 
@@ -145,11 +149,14 @@ class _Evaluation:
         document: TrainingDocument,
         chunks: Sequence[str],
         surfaces: Sequence[Sequence[str]],
-        probes: Sequence[Probe],
+        asked: Sequence[tuple[Probe, float]],
         closed: float,
         sample: int,
     ) -> list[dict[str, Any]]:
-        """One trajectory: read, then answer and be probed, all at once."""
+        """One trajectory: read, then answer and be probed, all at once.
+
+        ``asked``: probes with their log-likelihood without memory; ``closed``: that of the document's answer.
+        """
         trajectory = await read(
             self.engine,
             self.prompts,
@@ -159,12 +166,10 @@ class _Evaluation:
             document_id=document.id,
             index=sample,
         )
-        final = trajectory.memories[-1]
-        prompt = self.prompts.answer(QUESTION, final)
-        turn, logprob, *recalls = await asyncio.gather(
-            answer(self.engine, self.prompts, QUESTION, final, self.params(self.memory.answer_tokens)),
-            self.logprob(prompt, document.answer),
-            *(self.recall(trajectory, probe, sample) for probe in probes),
+        turn, score, *recalls = await asyncio.gather(
+            answer(self.engine, self.prompts, QUESTION, trajectory, self.params(self.memory.answer_tokens)),
+            answer_scores(self.engine, self.prompts, document, trajectory.memories[-1], baseline_logprob=closed),
+            *(self.recall(trajectory, probe, baseline, sample) for probe, baseline in asked),
         )
         record = {
             "kind": "reading",
@@ -172,10 +177,10 @@ class _Evaluation:
             "sample": sample,
             "gold": document.answer,
             "answer": turn.text,
-            "memory": final,
+            "memory": trajectory.memories[-1],
             **_scores("reconstruction", turn.text, _golds(document)),
-            "reconstruction_logprob": logprob,
-            "reconstruction_likelihood_gain": logprob - closed,
+            "reconstruction_logprob": score.logprob,
+            "reconstruction_likelihood_gain": score.gain,
             **metrics.reading_metrics(trajectory, surfaces),
         }
         self.done += 1
@@ -183,12 +188,12 @@ class _Evaluation:
             self.progress("evaluation", self.done, self.total)
         return [record, *recalls]
 
-    async def recall(self, trajectory: Trajectory, probe: Probe, sample: int) -> dict[str, Any]:
+    async def recall(self, trajectory: Trajectory, probe: Probe, baseline: float, sample: int) -> dict[str, Any]:
         """One probe of one trajectory: the likelihood of the known answer, and one answer in the model's words."""
         memory = trajectory.memories[probe.step]
         params = self.params(self.memory.answer_tokens)
         score, turns = await asyncio.gather(
-            recall_scores(self.engine, self.prompts, memory, probe),
+            recall_scores(self.engine, self.prompts, memory, probe, baseline_logprob=baseline),
             recall_answers(self.engine, self.prompts, memory, probe, params, 1),
         )
         values = {
@@ -219,17 +224,14 @@ class _Evaluation:
             records.append(record)
         return records
 
-    async def recall_controls(self, document: TrainingDocument, probe: Probe) -> list[dict[str, Any]]:
+    async def recall_controls(self, probe: Probe, baseline: float) -> list[dict[str, Any]]:
         """The probe without a memory: what the masked chunk and the weights give away."""
         prompt = self.prompts.recall_without_memory(probe.masked_chunk)
-        params = self.params(self.memory.answer_tokens)
-        logprob, drawn = await asyncio.gather(
-            self.logprob(prompt, probe.answer), self.engine.sample(prompt, params, self.settings.samples)
-        )
+        drawn = await self.engine.sample(prompt, self.params(self.memory.answer_tokens), self.settings.samples)
         return [
             {
                 **_about(probe, "recall control", sample),
-                "closed_book_recall_logprob": logprob,
+                "closed_book_recall_logprob": baseline,
                 **_scores("closed_book_recall", self.prompts.text_of(completion.token_ids), [probe.answer]),
             }
             for sample, completion in enumerate(drawn)
@@ -237,9 +239,8 @@ class _Evaluation:
 
     async def logprob(self, prompt: Sequence[int], gold: str) -> float:
         """Log-likelihood in nats of the answer and the brace that closes its box."""
-        target = self.prompts.target(gold)
-        logprobs = await self.engine.score(prompt, target.ids)
-        return float(sum(logprobs[target.scored]))
+        total, _ = await answer_logprobs(self.engine, prompt, self.prompts.target(gold))
+        return total
 
 
 def _golds(document: TrainingDocument) -> list[str]:
