@@ -1,0 +1,183 @@
+"""Entities by rules alone: no model, no word list of one language that it could not do without.
+
+Finds names (runs of capitalised words with particles, initials and abbreviations) in every script that has capitals
+(Latin, Greek, Cyrillic, Armenian...), acronyms (``NATO``, ``U.S.``), dates, years, money, percentages, quantities and
+numbers in any decimal digits, quoted titles (“...”, «...», 《...》, 「...」), and Katakana runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from memtrain.corpus import patterns
+from memtrain.corpus.scripts import UPPER
+from memtrain.types import Entity, Passage
+
+LEARN_PASSAGES = 5_000
+"""So many passages, evenly spread, are enough to learn which words are capitalised only at sentence starts."""
+TITLE_WORDS = 7
+
+_WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_SENTENCE_START = re.compile(r"(?:^|[.!?…:;]['\"”’»)\]]*\s+|\n\s*|[•*–—-]\s+)['\"“‘«„(\[]*$")
+_UPPER = re.compile(f"[{UPPER}]")
+_PIECE = re.compile(r"\S+")
+_ABBREVIATIONS = frozenset("St Mt Dr Mr Mrs Ms Jr Sr Lt Col Gen Capt Sgt Prof Rev Gov Sen Rep Ft No".split())
+# Only a start for corpora too small to learn from; everything else is learnt from the corpus.
+_FUNCTION_WORDS = frozenset(
+    "a an the this that these those he she it they we you i his her its their our my your in on at by for from with of "
+    "to as and or but if when while where who what which how why after before during since until although though "
+    "because however there here some many most all both each every no not so then thus such one two first also "
+    "der die das ein eine er sie es und im am le la les un une il elle et en el los las una y en o a os as um uma e".split()
+)
+
+
+class RulesFinder:
+    """See the module. ``passages`` teach it which words merely start sentences: no list per language is needed."""
+
+    name = "rules"
+
+    def __init__(self, passages: Sequence[Passage] = ()) -> None:
+        lower: Counter[str] = Counter()
+        capital: Counter[str] = Counter()
+        for passage in passages[:: max(1, len(passages) // LEARN_PASSAGES)]:
+            self._count(passage.text, lower, capital)
+        # A word that is mostly written small inside sentences is not a name where a sentence starts with it.
+        self._small = frozenset(word for word, count in lower.items() if count > capital[word]) | _FUNCTION_WORDS
+        self._capital = frozenset(word for word, count in capital.items() if count > lower[word])
+
+    @staticmethod
+    def _count(text: str, lower: Counter[str], capital: Counter[str]) -> None:
+        for match in _WORDS.finditer(text):
+            word = match.group()
+            if word[0].islower():
+                lower[word] += 1
+            elif not _starts_sentence(text, match.start()):
+                capital[word.lower()] += 1
+
+    def find(self, passage: Passage) -> tuple[Entity, ...]:
+        """See :class:`memtrain.corpus.entities.EntityFinder`."""
+        text = passage.text
+        taken: list[tuple[int, int]] = []
+        found: dict[str, tuple[str, list[tuple[int, int]]]] = {}
+        for kind, start, end in self._candidates(text):
+            if start < end and all(end <= a or b <= start for a, b in taken):
+                taken.append((start, end))
+                found.setdefault(text[start:end], (kind, []))[1].append((start, end))
+        entities = [Entity(surface, tuple(sorted(spans)), kind, self.name) for surface, (kind, spans) in found.items()]
+        return tuple(sorted(entities, key=lambda entity: entity.spans))
+
+    def find_many(self, passages: Sequence[Passage]) -> Iterator[tuple[Entity, ...]]:
+        """See :class:`memtrain.corpus.entities.EntityFinder`."""
+        return map(self.find, passages)
+
+    def limits(self) -> str:
+        """See :class:`memtrain.corpus.entities.EntityFinder`."""
+        return (
+            "rules: cannot tell a person from a place; takes every noun for a name in German; finds no names in scripts "
+            "without capitals (Chinese, Korean, Arabic, Hebrew, Devanagari, Thai, Georgian: only numbers, dates, "
+            "quoted titles, Katakana and foreign words there)"
+        )
+
+    def _candidates(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """``(kind, start, end)`` in the order in which they may claim their place."""
+        for match in patterns.TITLE.finditer(text):
+            if _is_title(match.group()):
+                yield "title", match.start(), match.end()
+        for kind, pattern in patterns.NUMERIC:
+            for match in pattern.finditer(text):
+                start, end = match.span()
+                if kind == "number" and sum(char.isdigit() for char in match.group()) < 2:
+                    continue
+                year = kind == "number" and patterns.YEAR.fullmatch(match.group())
+                yield ("date" if year else kind), start, end
+        for match in patterns.NAMES.finditer(text):
+            for start, end in self._names(text, *match.span()):
+                surface = text[start:end]
+                if patterns.ACRONYM.fullmatch(surface):
+                    if not patterns.ROMAN.fullmatch(surface):
+                        yield "acronym", start, end
+                elif sum(char.isalpha() for char in surface) > 1:
+                    yield "name", start, end
+        for match in patterns.FOREIGN_RUN.finditer(text):
+            yield "name", match.start(), match.end()
+
+    def _names(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Split a run of capitalised words where a word of it only starts a sentence or is a function word."""
+        run_start = None
+        run_end = start
+        for piece in _PIECE.finditer(text, start, end):
+            word = _bare(piece.group())
+            first = _starts_sentence(text, piece.start())
+            if self._is_small(word, first):
+                if run_start is not None:
+                    yield self._tidy(text, run_start, run_end)
+                    run_start = None
+            else:
+                if run_start is None:
+                    if piece.group()[0].islower() and not _UPPER.search(piece.group()):
+                        continue  # a particle that has lost the name before it
+                    run_start = piece.start()
+                run_end = piece.end()
+        if run_start is not None:
+            yield self._tidy(text, run_start, run_end)
+
+    def _is_small(self, word: str, first: bool) -> bool:
+        lowered = word.lower()
+        if not _UPPER.match(word) or (len(word) > 1 and word == word.upper()):
+            return False
+        if lowered in _FUNCTION_WORDS:
+            return len(word) > 1 or first or lowered == "i"
+        if not first:
+            return False
+        # Unknown words at a sentence start are kept: a rare name is likelier than a word seen nowhere else.
+        return lowered in self._small and lowered not in self._capital
+
+    @staticmethod
+    def _tidy(text: str, start: int, end: int) -> tuple[int, int]:
+        """Cut possessives, trailing particles and the full stop of a sentence."""
+        pieces = [match.span() for match in _PIECE.finditer(text, start, end)]
+        while pieces and not _UPPER.search(text, *pieces[-1]):
+            pieces.pop()
+        if not pieces:
+            return start, start
+        end = pieces[-1][1]
+        surface = text[start:end]
+        for tail in ("'s", "’s", "'", "’"):
+            if surface.endswith(tail):
+                end -= len(tail)
+                break
+        last = text[pieces[-1][0] : end]
+        if last.endswith(".") and last.count(".") == 1 and last[:-1] not in ("Jr", "Sr"):
+            end -= 1
+            if last[:-1] in _ABBREVIATIONS:  # "St." with nothing behind it names nobody
+                end = pieces[-2][1] if len(pieces) > 1 else start
+        return start, max(start, end)
+
+
+def _bare(piece: str) -> str:
+    """A word without possessive and full stop."""
+    for tail in ("'s", "’s"):
+        piece = piece.removesuffix(tail)
+    return piece.rstrip(".") or piece
+
+
+def _starts_sentence(text: str, position: int) -> bool:
+    """Whether a sentence starts at ``position`` (an abbreviation or initial before it does not end one)."""
+    before = text[max(0, position - 12) : position]
+    if not _SENTENCE_START.search(before if position > 12 else before):
+        return position == 0
+    head = before.rstrip()
+    if head.endswith("."):
+        last = re.split(r"[\s(\"“]", head[:-1])[-1]
+        return not (last in _ABBREVIATIONS or (len(last) == 1 and last.isupper()))
+    return True
+
+
+def _is_title(surface: str) -> bool:
+    """Whether quoted text looks like a title: short, and capitalised where its script has capitals."""
+    if surface != surface.strip() or len(surface.split()) > TITLE_WORDS or surface[-1] in ",;":
+        return False
+    first = next((char for char in surface if char.isalnum()), "")
+    return bool(first) and not first.islower()
