@@ -1,8 +1,8 @@
 """Task B, intermediate memory recall: what does an early memory still know of what was read? (MemTrain section 3.2)
 
 A probe takes the memory m[k] and one chunk l that it has read, hides an entity of that chunk as ``[TARGET]`` and asks
-for it in one call. Probes are drawn from the document alone, so all trajectories of a group share them: the masked chunk
-is one common prefix, and the group mean cancels the probe's difficulty. Nothing here imports torch.
+for it in one call. Probes are drawn from the document alone, so all trajectories of a group share them: the masked
+chunk is one common prefix, and the group mean cancels the probe's difficulty. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def draw_probes(
     ``rng`` only.
     """
     total = len(chunks)
-    mentions = _askable(document)
+    mentions = askable(document)
     pools: dict[tuple[int, int], list[Mention]] = {}
     open_pairs = total * (total + 1) // 2
     distances: list[int] = []
@@ -55,7 +55,7 @@ def draw_probes(
             place = rng.randrange(step)
         pair = (step, place)
         if pair not in pools:
-            pools[pair] = [mention for mention in mentions if _stands_in(chunks[place], mention.text)]
+            pools[pair] = [mention for mention in mentions if stands_in(chunks[place], mention.text)]
             open_pairs -= not pools[pair]
         while pools[pair]:
             mention = pools[pair].pop(rng.randrange(len(pools[pair])))
@@ -79,7 +79,7 @@ def hide(chunk: str, entity: str) -> str | None:
     return masked
 
 
-def _askable(document: TrainingDocument) -> list[Mention]:
+def askable(document: TrainingDocument) -> list[Mention]:
     """Mentions without repeats, the hidden answer, its aliases, mask tokens, and what a box cannot hold."""
     forbidden = {normalise_exact(text) for text in (document.answer, *document.aliases)}
     kept: dict[str, Mention] = {}
@@ -90,7 +90,7 @@ def _askable(document: TrainingDocument) -> list[Mention]:
     return list(kept.values())
 
 
-def _stands_in(chunk: str, entity: str) -> bool:
+def stands_in(chunk: str, entity: str) -> bool:
     # The plain test first: a document has a thousand mentions, and most stand in other chunks.
     return entity.split()[0] in chunk and count_occurrences(chunk, entity) > 0
 
