@@ -15,7 +15,7 @@ from memtrain.evaluation import metrics
 from memtrain.evaluation.proxy import EvalResult, eval_probes, evaluate
 from memtrain.memory.prompts import NO_MEMORY
 from memtrain.recipe import Recipe, parse_recipe
-from memtrain.types import Completion, Mention, SamplingParams, Trajectory, TrainingDocument, Turn
+from memtrain.types import Completion, Mention, SamplingParams, TrainingDocument, Trajectory, Turn
 
 NAMES = ("Anna", "Boris", "Clara", "Dmitri", "Elena", "Fyodor", "Galina", "Heinrich")
 

@@ -20,8 +20,8 @@ from memtrain.errors import UserError
 from memtrain.evaluation.metrics import METRICS, ordered, split_name
 from memtrain.report.summary import STAGES, read_summary
 
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
-STAGE_LOOK = {"before": (BLACK, "o"), "after_priming": (ORANGE, "s"), "after": (BLUE, "^")}
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#8C8C8C", "#000000"
+STAGE_LOOK = {"before": (GREY, "o"), "after_priming": (ORANGE, "s"), "after": (BLUE, "^")}
 DPI = 150
 SMOOTHING = 0.1
 """Share of the curve's points in the moving mean that is drawn over the raw points."""
@@ -34,7 +34,7 @@ CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("KL to the start model", "nats a token", ("kl",)),
     ("entropy", "nats a token", ("entropy",)),
     ("gradient norm", "before clipping", ("grad_norm",)),
-    ("dropped groups", "share", ("dropped_share", "dropped_groups", "dropped")),
+    ("dropped groups", "groups or share", ("dropped_share", "dropped_groups", "dropped")),
     ("memory length", "tokens", ("memory_tokens",)),
     ("entities kept", "share", ("entities_kept",)),
     ("supervised loss", "nats a token", ("cross_entropy", "loss")),
@@ -93,9 +93,8 @@ def learning_curves(metrics: Path, out: Path) -> Path | None:
     panels = [(title, unit, points) for title, unit, points in series if points]
     if not panels:
         return None
-    figure, axes = _grid(len(panels), "learning curves")
-    steps = len({x for _, _, points in panels for _, x, _ in points})
-    figure.suptitle(f"Learning curves, n = {steps} steps (points: steps; line: moving mean)")
+    figure, axes = _grid(len(panels))
+    figure.suptitle("Learning curves (points: steps; line: moving mean)")
     for panel, (title, unit, points) in zip(axes, panels, strict=True):
         for stage, colour, mark in (("priming", ORANGE, "s"), ("", BLUE, "o")):
             chosen = [(x, y) for name, x, y in points if (name == "priming") == (stage == "priming")]
@@ -103,7 +102,7 @@ def learning_curves(metrics: Path, out: Path) -> Path | None:
                 x, y = np.array(chosen).T
                 panel.plot(x, y, mark, color=colour, alpha=0.35, markersize=3)
                 panel.plot(x, smooth(y), color=colour, label=stage or "GRPO")
-        panel.set_title(title, fontsize=10)
+        panel.set_title(f"{title}, n = {len(points)} steps", fontsize=9)
         panel.set_ylabel(unit, fontsize=8)
         panel.set_xlabel("step", fontsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -125,7 +124,7 @@ def comparison(summary: Mapping[str, Any], out: Path) -> Path | None:
     names = [name for name in COMPARED if any(_has(summary[stage], name) for stage in stages)]
     if not names:
         return None
-    figure, axes = _grid(len(names), "before and after")
+    figure, axes = _grid(len(names))
     figure.suptitle("Held-out documents, mean and 95% bootstrap interval over documents")
     for panel, name in zip(axes, names, strict=True):
         counts = set()
@@ -134,8 +133,8 @@ def comparison(summary: Mapping[str, Any], out: Path) -> Path | None:
                 continue
             value = summary[stage][name]
             counts.add(value["n"])
-            panel.bar(place, value["mean"], color=STAGE_LOOK[stage][0], alpha=0.75, width=0.7)
-            panel.errorbar(place, value["mean"], yerr=_error([value]), color="#555555", capsize=4)
+            panel.bar(place, value["mean"], color=STAGE_LOOK[stage][0], width=0.7)
+            panel.errorbar(place, value["mean"], yerr=_error([value]), color=BLACK, capsize=4)
         for look, control in zip(("--", ":"), CONTROLS.get(name, ()), strict=False):
             if "before" in summary and _has(summary["before"], control):
                 label = control.rsplit("_", 1)[0].removesuffix("_recall").replace("_", " ")
@@ -223,7 +222,7 @@ def _counts(counts: set[int]) -> str:
     return "/".join(map(str, sorted(counts)))
 
 
-def _grid(n: int, name: str) -> tuple[Figure, list[Axes]]:
+def _grid(n: int) -> tuple[Figure, list[Axes]]:
     columns = min(n, 3)
     lines = -(-n // columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * lines + 0.5), dpi=DPI, layout="constrained")
