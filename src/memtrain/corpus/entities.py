@@ -23,14 +23,15 @@ MAX_CHARS = 100
 """Longest entity in characters: a bound for scripts without spaces, where words cannot be counted."""
 
 # Words that links and rules may carry but that nobody could be asked to remember.
-STOPWORDS = frozenset(
+_STOPWORDS = (
     "a about above after again all also although an and another any are as at be because been before being both but by "
     "can could did do does during each either few first for from further had has have he her here hers him his how "
     "however i if in into is it its itself last later many me more most much my new no nor not now of off old on once "
     "one only or other others our out over own same several she should since so some such than that the their them "
     "then there these they this those though three through thus to too two under until up us very was we were what "
-    "when where which while who whom whose why will with would yet you your yes".split()
+    "when where which while who whom whose why will with would yet you your yes"
 )
+STOPWORDS = frozenset(_STOPWORDS.split())
 
 
 class EntityFinder(Protocol):
@@ -142,9 +143,7 @@ class LinksFinder:
     def _linked(self, passage: Passage) -> Iterator[Entity]:
         """The reader's links, trimmed, with their redirects as aliases."""
         for entity in passage.entities:
-            spans = tuple(
-                span for span in (trim(passage.text, *span) for span in entity.spans) if span[0] < span[1]
-            )
+            spans = tuple(span for span in (trim(passage.text, *span) for span in entity.spans) if span[0] < span[1])
             by_text: dict[str, list[tuple[int, int]]] = {}
             for start, end in spans:
                 by_text.setdefault(passage.text[start:end], []).append((start, end))

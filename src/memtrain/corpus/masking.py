@@ -1,8 +1,7 @@
 """Hiding an entity: exact masking at word boundaries, and a stricter check that nothing of it is left to read.
 
 The published pipeline (MemTrain, arXiv 2606.03197, released code) masks with ``\\b...\\b``, which never matches a
-surface whose edge is no word character (``U.S.``, ``$5 million``, ``40%``). Here the boundary is ``(?<!\\w)...(?!\\w)``,
-with two additions that leave plain Latin text as it is: a combining mark counts as part of its word, and scripts
+surface whose edge is no word character (``U.S.``, ``$5 million``, ``40%``). Here it is ``(?<!\\w)...(?!\\w)``, with two additions that leave plain Latin text as it is: a combining mark counts as part of its word, and scripts
 written without spaces (Chinese, Japanese, Thai...) ask for no boundary among themselves.
 """
 
@@ -20,9 +19,8 @@ _KATAKANA = re.compile(f"[{KATAKANA}]")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _CURRENCY = re.compile(f"[{CURRENCY}]")
 _PERCENT = "%‰°"
-_SPACES = re.compile(r"\s+")
 
-# Characters that the strict check reads as nothing: soft hyphen, zero-width characters, byte-order mark, emphasis marks.
+# Characters that the strict check reads as nothing: soft hyphen, zero-width characters, byte-order mark, emphasis.
 _INVISIBLE = frozenset("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff*`")
 _SINGLE_QUOTES = frozenset("'\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032\uff07")
 _DOUBLE_QUOTES = frozenset('"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02')

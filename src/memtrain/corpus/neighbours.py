@@ -36,7 +36,7 @@ def make_neighbours(spec: str, passages: Sequence[Passage]) -> Neighbours:
         return Bm25Neighbours(passages)
     if kind == "dense" and model:
         return DenseNeighbours(_embed(model, passages))
-    raise UserError(f"key 'documents.neighbours' is {spec!r}: use \"bm25\" or \"dense:MODEL\"")
+    raise UserError(f'key \'documents.neighbours\' is {spec!r}: use "bm25" or "dense:MODEL"')
 
 
 _WORD = re.compile(r"\w+")

@@ -19,7 +19,8 @@ _MONTHS = (
     "października listopada grudnia januar februar marts maj juli augusti mars oktober desember "
     "января февраля марта апреля мая июня июля августа сентября октября ноября декабря "
     "січня лютого березня квітня травня червня липня серпня вересня жовтня листопада грудня "
-    "Ιανουαρίου Φεβρουαρίου Μαρτίου Απριλίου Μαΐου Ιουνίου Ιουλίου Αυγούστου Σεπτεμβρίου Οκτωβρίου Νοεμβρίου Δεκεμβρίου "
+    "Ιανουαρίου Φεβρουαρίου Μαρτίου Απριλίου Μαΐου Ιουνίου Ιουλίου Αυγούστου Σεπτεμβρίου Οκτωβρίου "
+    "Νοεμβρίου Δεκεμβρίου "
     "ocak şubat nisan mayıs haziran temmuz ağustos eylül ekim kasım aralık Ocak Şubat Mart Nisan Mayıs Haziran Temmuz "
     "Ağustos Eylül Ekim Kasım Aralık "
     "يناير فبراير مارس أبريل مايو يونيو يوليو أغسطس سبتمبر أكتوبر نوفمبر ديسمبر "
@@ -39,13 +40,13 @@ _SCALE = (
     r"milioni|miliardi|milhões|bilhões|miljoen|миллионов|миллиардов|млн|млрд|万|亿|億|兆)"
 )
 _COINS = (
-    r"(?:(?:US|Canadian|Australian)" + _GAP + r")?(?:dollars?|[Ee]uros?|pounds?|cents?|yen|yuan|francs?|rubles?|roubles?|rupees?|"
-    r"pesos?|[Mm]arks?|kron(?:a|or|er)|рублей|долларов|евро|美元|日元|人民币|USD|EUR|GBP|JPY|CHF|CNY|INR)"
+    r"(?:(?:US|Canadian|Australian)" + _GAP + r")?(?:dollars?|[Ee]uros?|pounds?|cents?|yen|yuan|francs?|rubles?|"
+    r"roubles?|rupees?|pesos?|[Mm]arks?|kron(?:a|or|er)|рублей|долларов|евро|美元|日元|人民币|USD|EUR|GBP|JPY|CHF|CNY|INR)"
 )
 _UNIT = (
-    r"(?:km²|km2|km/h|km|m²|m³|cm|mm|metres?|meters?|kilomet(?:re|er)s?|centimet(?:re|er)s?|miles?|mph|feet|foot|ft|inches|"
-    r"acres|hectares|ha|square" + _GAP + r"(?:kilomet(?:re|er)s|met(?:re|er)s|miles|feet)|kilograms?|kg|grams?|tonnes?|tons?|lb|"
-    r"litres?|liters?|gallons?|°C|°F|°|kW|MW|GW|kWh|GWh|TWh|Hz|kHz|MHz|GHz|nm|kB|MB|GB|TB|bits?|bytes?|volts?|watts?|"
+    r"(?:km²|km2|km/h|km|m²|m³|cm|mm|metres?|meters?|kilomet(?:re|er)s?|centimet(?:re|er)s?|miles?|mph|feet|foot|ft|"
+    r"inches|acres|hectares|ha|square" + _GAP + r"(?:kilomet(?:re|er)s|met(?:re|er)s|miles|feet)|kilograms?|kg|grams?|"
+    r"tonnes?|tons?|lb|litres?|liters?|gallons?|°C|°F|°|kW|MW|GW|kWh|GWh|TWh|Hz|kHz|MHz|GHz|nm|kB|MB|GB|TB|bits?|bytes?|volts?|watts?|"
     r"years?|months?|weeks?|days?|hours?|minutes?|seconds?|people|inhabitants|km²|м|км|кг|公里|米|公斤|人)"
 )
 _YEAR = r"(?:1\d{3}|20\d{2})"
@@ -92,7 +93,10 @@ _TITLES = (
 _WORD = rf"(?:[^\W\d_{UNSPACED}]|[{MARKS}])"
 _CAPITAL = rf"[{UPPER}](?:{_WORD}|\d)*(?:['’‐-](?:{_WORD}|\d)+)*"
 _INITIALS = rf"(?:[{UPPER}]\.)+"
-_ABBREVIATION = r"(?:St|Mt|Dr|Mr|Mrs|Ms|Jr|Sr|Lt|Col|Gen|Capt|Sgt|Prof|Rev|Gov|Sen|Rep|Ft|No)\."
+_TITLES_OF_PEOPLE = "St Mt Dr Mr Mrs Ms Jr Sr Lt Col Gen Capt Sgt Prof Rev Gov Sen Rep Ft No"
+ABBREVIATIONS = frozenset(_TITLES_OF_PEOPLE.split())
+"""Words whose full stop ends no sentence."""
+_ABBREVIATION = rf"(?:{'|'.join(sorted(ABBREVIATIONS))})\."
 _PARTICLE = (
     "(?:of the|of|de la|de los|de las|de|del|della|dello|di|da|do|dos|das|du|des|la|le|les|von der|von dem|von|van der|"
     "van den|van|zu|zur|zum|der|den|ten|ter|al-|el-|ibn|bin|ben|af|av|og|y|i|&)"

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from memtrain.corpus import patterns
+from memtrain.corpus.patterns import ABBREVIATIONS
 from memtrain.corpus.scripts import UPPER
 from memtrain.types import Entity, Passage
 
@@ -23,14 +24,14 @@ _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _SENTENCE_START = re.compile(r"(?:^|[.!?…:;]['\"”’»)\]]*\s+|\n\s*|[•*–—-]\s+)['\"“‘«„(\[]*$")
 _UPPER = re.compile(f"[{UPPER}]")
 _PIECE = re.compile(r"\S+")
-_ABBREVIATIONS = frozenset("St Mt Dr Mr Mrs Ms Jr Sr Lt Col Gen Capt Sgt Prof Rev Gov Sen Rep Ft No".split())
 # Only a start for corpora too small to learn from; everything else is learnt from the corpus.
-_FUNCTION_WORDS = frozenset(
+_FUNCTION = (
     "a an the this that these those he she it they we you i his her its their our my your in on at by for from with of "
     "to as and or but if when while where who what which how why after before during since until although though "
     "because however there here some many most all both each every no not so then thus such one two first also "
-    "der die das ein eine er sie es und im am le la les un une il elle et en el los las una y en o a os as um uma e".split()
+    "der die das ein eine er sie es und im am le la les un une il elle et en el los las una y en o a os as um uma e"
 )
+_FUNCTION_WORDS = frozenset(_FUNCTION.split())
 
 
 class RulesFinder:
@@ -75,8 +76,8 @@ class RulesFinder:
     def limits(self) -> str:
         """See :class:`memtrain.corpus.entities.EntityFinder`."""
         return (
-            "rules: cannot tell a person from a place; takes every noun for a name in German; finds no names in scripts "
-            "without capitals (Chinese, Korean, Arabic, Hebrew, Devanagari, Thai, Georgian: only numbers, dates, "
+            "rules: cannot tell a person from a place; takes every noun for a name in German; finds no names in "
+            "scripts without capitals (Chinese, Korean, Arabic, Hebrew, Devanagari, Thai, Georgian: only numbers, dates, "
             "quoted titles, Katakana and foreign words there)"
         )
 
@@ -151,7 +152,7 @@ class RulesFinder:
         last = text[pieces[-1][0] : end]
         if last.endswith(".") and last.count(".") == 1 and last[:-1] not in ("Jr", "Sr"):
             end -= 1
-            if last[:-1] in _ABBREVIATIONS:  # "St." with nothing behind it names nobody
+            if last[:-1] in ABBREVIATIONS:  # "St." with nothing behind it names nobody
                 end = pieces[-2][1] if len(pieces) > 1 else start
         return start, max(start, end)
 
@@ -166,12 +167,12 @@ def _bare(piece: str) -> str:
 def _starts_sentence(text: str, position: int) -> bool:
     """Whether a sentence starts at ``position`` (an abbreviation or initial before it does not end one)."""
     before = text[max(0, position - 12) : position]
-    if not _SENTENCE_START.search(before if position > 12 else before):
-        return position == 0
+    if not _SENTENCE_START.search(before):
+        return False
     head = before.rstrip()
     if head.endswith("."):
         last = re.split(r"[\s(\"“]", head[:-1])[-1]
-        return not (last in _ABBREVIATIONS or (len(last) == 1 and last.isupper()))
+        return not (last in ABBREVIATIONS or (len(last) == 1 and last.isupper()))
     return True
 
 

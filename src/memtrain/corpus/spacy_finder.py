@@ -41,7 +41,7 @@ class SpacyFinder:
                 self._nlp.remove_pipe(component)
         if not {"ner", "beam_ner", "entity_ruler"} & set(self._nlp.pipe_names):
             raise UserError(
-                f"key 'entities.finder': the spaCy pipeline {pipeline!r} finds no entities (it has no \"ner\" component); "
+                f"key 'entities.finder': the spaCy pipeline {pipeline!r} finds no entities (no \"ner\" component); "
                 'name one that does, or use "rules"'
             )
         self.name = f"spacy:{pipeline}"
