@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
-from memtrain.corpus import documents as corpus_documents
+from memtrain.corpus import store
 from memtrain.errors import UserError
 from memtrain.report.console import QuietConsole, number
 from memtrain.tasks.recall import draw_probes
@@ -34,7 +34,7 @@ def show(
     what: What = "documents",
     n: int = 2,
     step: int | None = None,
-    split: Literal["train", "held_out"] = "train",
+    split: store.Split = "train",
     console: Console | None = None,
 ) -> None:
     """Print ``n`` things of a run (or of a folder of built documents). Raises UserError where they are not there."""
@@ -46,19 +46,19 @@ def show(
     if what == "rollouts":
         show_rollouts(folder, n, step, console)
         return
-    documents = corpus_documents.load(documents_folder(folder, split), split)
+    documents = find_documents(folder, split)
     if what == "documents":
         show_documents(documents, n, console)
     else:
         show_probes(documents, n, console)
 
 
-def documents_folder(folder: Path, split: str) -> Path:
-    """Where a run keeps its documents, or the folder itself. Raises UserError where there are none."""
+def find_documents(folder: Path, split: store.Split) -> store.Documents:
+    """The documents of a build, or of a run that keeps its own. Raises UserError where there is no finished build."""
     for place in (folder, folder / "documents"):
-        if (place / f"{split}.parquet").is_file():
-            return place
-    raise UserError(f"{folder} has no {split}.parquet, neither in itself nor in documents/; run memtrain build first")
+        if store.read_manifest(place) is not None:
+            return store.Documents(store.split_path(place, split))
+    raise UserError(f"{folder} holds no finished build of documents: run memtrain build or memtrain train first")
 
 
 def show_documents(documents: Sequence[TrainingDocument], n: int, console: Console) -> None:
@@ -91,19 +91,20 @@ def around_masks(text: str, context: int = CONTEXT_CHARS) -> list[str]:
     ranges: list[list[int]] = []
     for match in _MASKS.finditer(text):
         start, end = max(0, match.start() - context), min(len(text), match.end() + context)
+        # Whole words only, where the script has spaces near the mask.
+        if start:
+            start = max(start, text.find(" ", start, match.start()))
+        if end < len(text):
+            space = text.rfind(" ", match.end(), end)
+            end = space if space >= 0 else end
         if ranges and start <= ranges[-1][1]:
             ranges[-1][1] = end
         else:
             ranges.append([start, end])
-    pieces = []
-    for start, end in ranges:
-        piece = text[start:end]
-        if start > 0:
-            piece = "… " + piece.partition(" ")[2]
-        if end < len(text):
-            piece = piece.rpartition(" ")[0] + " …"
-        pieces.append(" ".join(piece.split()))
-    return pieces
+    return [
+        ("… " if start else "") + " ".join(text[start:end].split()) + (" …" if end < len(text) else "")
+        for start, end in ranges
+    ]
 
 
 def highlighted(text: str) -> Text:
