@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -172,10 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 2 a user's mistake, 3 disk full, 130 interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="memtrain", description=DESCRIPTION, args=arguments or ["--help"]
-        )
-        sys.stdout.flush()
+        _dispatch(arguments)
     except UserError as error:
         return _fail(str(error), EXIT_USER)
     except KeyboardInterrupt:
@@ -190,6 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _dispatch(arguments: list[str]) -> None:
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="memtrain", description=DESCRIPTION, args=arguments or ["--help"]
+        )
+    finally:
+        # Here, not at the interpreter's exit, a reader that has gone is noticed while it can still be handled.
+        sys.stdout.flush()
+
+
 def _flat(overrides: Overrides) -> list[str]:
     return list(chain.from_iterable(overrides))
 
@@ -202,10 +210,8 @@ def _fail(sentence: str, status: int) -> int:
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
-    command = arguments[0] if arguments else ""
-    if command in ("train", "demo"):
-        again = "memtrain " + " ".join(
-            [*arguments, *([] if command == "demo" or "--resume" in arguments else ["--resume"])]
-        )
-        return f"interrupted; finished stages and the last checkpoint are kept, go on with: {again}"
+    if arguments[:1] == ["train"] and "--dry-run" not in arguments:
+        again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+        kept = "finished stages and the last checkpoint are kept"
+        return f"interrupted; {kept}, go on with: memtrain {shlex.join(again)}"
     return "interrupted; what was finished is kept, run the same command again to go on"
