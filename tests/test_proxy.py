@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from memtrain.corpus.masking import count_occurrences
 from memtrain.errors import UserError
 from memtrain.evaluation import metrics
 from memtrain.evaluation.proxy import EvalResult, eval_probes, evaluate
@@ -280,3 +283,14 @@ def test_order_of_metric_names() -> None:
         "recall_logprob", "recall_em", "recall_em_distance_2", "recall_em_distance_10", "truncated", "zeta",
     ]  # fmt: skip
     assert metrics.split_name("recall_em_distance_10") == ("recall_em", 10)
+
+
+PIECES = ["Anna", "Ann", "U.S.", "$5", "40%", " ", "\n", "東京", "é", "e\u0301", "-", "x", "New York", "York"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_surfaces_of_a_chunk_are_those_that_masking_would_replace(chunk: str) -> None:
+    names = [piece for piece in PIECES if piece.strip() and piece != "-"]
+    found = metrics.surfaces_by_chunk([chunk], [Mention(name) for name in names])
+    assert found == [[name for name in names if count_occurrences(chunk, name)]]
