@@ -272,10 +272,14 @@ def load_recipe(source: str, overrides: list[str] | None = None) -> Recipe:
     Raises :class:`UserError` for a missing file, broken TOML, an unknown key (with the nearest known one), a value of
     the wrong type or range.
     """
-    data = _read(source, seen=())
-    for override in overrides or []:
+    return parse_recipe(apply_overrides(_read(source, seen=()), overrides or []), source)
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Lay ``key.sub=value`` texts over a recipe's plain data."""
+    for override in overrides:
         data = _merge(data, _parse_override(override))
-    return parse_recipe(data, source)
+    return data
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:

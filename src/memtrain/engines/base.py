@@ -36,6 +36,8 @@ class LossConfig:
     """Weight of the mean cross-entropy per token over ``cross_entropy`` rows."""
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Denominator of the ratio: the policy before this update, or the log-probs the sampler reported."""
+    temperature: float = 1.0
+    """Sampling temperature: log-probs of policy rows are those of the tempered distribution, as sampled."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,14 @@ class Engine(Protocol):
 
     async def update(self, rows: Sequence[Row], loss: LossConfig, optimiser: OptimiserConfig) -> dict[str, float]:
         """One optimiser step on the rows; returns scalar metrics (loss, grad_norm, kl, clip_fraction...)."""
+        ...
+
+    async def reseed(self, seed: str) -> None:
+        """Start the sampler's randomness anew from a text: steps seeded so depend on nothing before them."""
+        ...
+
+    async def anchor(self) -> None:
+        """Make the policy, as it is now, the reference that ``kl_coef`` and ``score(..., "reference")`` speak of."""
         ...
 
     async def save(self, folder: Path) -> None:

@@ -1,0 +1,266 @@
+"""The in-process engine: :class:`memtrain.engines.base.Engine` on one PyTorch device."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
+from memtrain.engines.prefix_tree import build_prefix_tree, pack_by_budget
+from memtrain.engines.torch.batching import Batcher
+from memtrain.engines.torch.forward import completion_logprobs
+from memtrain.engines.torch.model import LoadedModel
+from memtrain.engines.torch.optimiser import MasterAdamW
+from memtrain.engines.torch.sampling import MIN_SHARED, Request, sample_batch
+from memtrain.errors import UserError
+from memtrain.rl.loss import Normalisers, TokenBatch, joint_loss
+from memtrain.types import Completion, Row, SamplingParams
+
+ScoreRequest = tuple[tuple[int, ...], tuple[int, ...], Weights]
+
+
+class TorchEngine:
+    """Samples, scores and trains one model; batches whatever waits, shares prefixes by itself."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        seed: int = 0,
+        micro_batch_tokens: int = 16_384,
+        max_sequences: int | None = None,
+        gradient_checkpointing: bool = False,
+        share_prefixes: bool = True,
+    ):
+        """``max_sequences`` decode together (default 64 on a CPU, 256 on a GPU); ``share_prefixes`` = False runs
+        every row by itself, for comparison."""
+        self.loaded = loaded
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_sequences = max_sequences or (64 if loaded.device.type == "cpu" else 256)
+        self.on_progress: ProgressCallback | None = None
+        self.tokens_sampled = 0
+        self._min_shared = MIN_SHARED if share_prefixes else 1 << 30
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimiser: MasterAdamW | None = None
+        self._reference: dict[str, torch.Tensor] = {}
+        self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples)
+        self._score_queue: Batcher[ScoreRequest, list[float]] = Batcher(self._run_scores)
+        if gradient_checkpointing:
+            loaded.base.gradient_checkpointing_enable({"use_reentrant": False})
+            loaded.model.train()  # transformers checkpoints in train mode only
+            for module in loaded.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+
+    # ---- protocol -------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self.loaded.tokenizer
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence the model takes."""
+        return self.loaded.context_tokens
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        """See :meth:`memtrain.engines.base.Engine.sample`."""
+        self._check_length(len(prompt_ids) + params.max_tokens)
+        request = Request(tuple(prompt_ids), params)
+        return list(await asyncio.gather(*(self._sample_queue.ask(request) for _ in range(n))))
+
+    async def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], weights: Weights = "policy"
+    ) -> list[float]:
+        """See :meth:`memtrain.engines.base.Engine.score`."""
+        self._check_length(len(prompt_ids) + len(completion_ids))
+        return await self._score_queue.ask((tuple(prompt_ids), tuple(completion_ids), weights))
+
+    async def update(self, rows: Sequence[Row], loss: LossConfig, optimiser: OptimiserConfig) -> dict[str, float]:
+        """See :meth:`memtrain.engines.base.Engine.update`. Empty ``rows`` change nothing."""
+        rows = [row for row in rows if row.completion_ids or row.loss == "policy"]
+        z = Normalisers.of(rows, loss)
+        began, sums, total, packed, separate = time.perf_counter(), dict[str, float](), 0.0, 0, 0
+        if not any(row.completion_ids for row in rows):
+            return {"rows": 0.0, "loss": 0.0, "grad_norm": 0.0}
+        adamw = self._adamw()
+        sequences = [(*row.prompt_ids, *row.completion_ids) for row in rows]
+        done = 0
+        adamw.clear_gradients()  # an interrupted update may have left some
+        for numbers in pack_by_budget(sequences, self.micro_batch_tokens, self._min_shared):
+            await asyncio.sleep(0)  # lets Ctrl-C in between micro-batches: nothing has changed yet
+            part = [rows[number] for number in numbers]
+            value, stats = self._backward(part, loss, z)
+            total += value
+            for key, number in stats.items():
+                sums[key] = sums.get(key, 0.0) + number
+            chosen = [sequences[number] for number in numbers]
+            packed += build_prefix_tree(chosen, self._min_shared).n_tokens
+            separate += sum(map(len, chosen))
+            done += len(part)
+            self._report("update", done, len(rows))
+        norm = adamw.step(optimiser)
+        policy, known = max(sums["policy_tokens"], 1.0), max(sums["known_tokens"], 1.0)
+        metrics = {
+            "loss": total,
+            "grad_norm": norm,
+            "lr": optimiser.lr,
+            "rows": float(len(rows)),
+            "policy_tokens": sums["policy_tokens"],
+            "clip_fraction": sums["clipped"] / policy,
+            "entropy": sums["entropy"] / policy,
+            "sampler_gap": sums["sampler_gap"] / policy,
+            "cross_entropy": sums["cross_entropy"] / known,
+            "tokens_packed": float(packed),
+            "tokens_separate": float(separate),
+            "update_seconds": time.perf_counter() - began,
+        }
+        if "kl" in sums:
+            metrics["kl"] = sums["kl"] / policy
+        return metrics
+
+    async def reseed(self, seed: str) -> None:
+        """See :meth:`memtrain.engines.base.Engine.reseed`."""
+        self._generator.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1)
+
+    async def anchor(self) -> None:
+        """The policy as it is now becomes the reference (the start model of the KL term)."""
+        self._reference = {name: p.detach().clone() for name, p in self._trainable()}
+
+    async def save(self, folder: Path) -> None:
+        """See :meth:`memtrain.engines.base.Engine.save`."""
+        save_file(self._adamw().state_tensors(), folder / "optimiser.safetensors")
+        if self._reference:
+            save_file({k: v.contiguous() for k, v in self._reference.items()}, folder / "reference.safetensors")
+        state = {"generator": self._generator.get_state().numpy().tobytes().hex(), "reference": bool(self._reference)}
+        (folder / "engine.json").write_text(json.dumps(state))
+
+    async def load(self, folder: Path) -> None:
+        """See :meth:`memtrain.engines.base.Engine.load`."""
+        try:
+            state = json.loads((folder / "engine.json").read_text())
+            self._adamw().load_state_tensors(load_file(folder / "optimiser.safetensors"))
+            if state["reference"]:
+                device = self.loaded.device
+                self._reference = {k: v.to(device) for k, v in load_file(folder / "reference.safetensors").items()}
+            raw = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"checkpoint {folder} does not fit this model ({type(error).__name__}: {error}); resume with the recipe "
+                "that wrote it, or start a new run folder"
+            ) from None
+        self._generator.set_state(raw)
+
+    async def export(self, folder: Path) -> None:
+        """See :meth:`memtrain.engines.base.Engine.export`."""
+        self.loaded.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    # ---- below the protocol ----------------------------------------------------------------------------------------
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
+
+    def _adamw(self) -> MasterAdamW:
+        if self._optimiser is None:  # evaluation and reading never pay for master weights
+            self._optimiser = MasterAdamW(self._trainable())
+        return self._optimiser
+
+    def _check_length(self, length: int) -> None:
+        if length > self.context_tokens:
+            raise UserError(
+                f"a prompt and its completion take {length} tokens but the model's window is {self.context_tokens}; "
+                "lower memory.chunk_tokens or memory.memory_tokens"
+            )
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(what, done, total)
+
+    def _run_samples(self, requests: list[Request]) -> list[Completion]:
+        # Sorting keeps the members of a group in one batch.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt_ids)
+        answers: dict[int, Completion] = {}
+        for start in range(0, len(order), self.max_sequences):
+            numbers = order[start : start + self.max_sequences]
+            finished = start
+
+            def count(n: int) -> None:
+                nonlocal finished
+                finished += n
+                self._report("sampling", finished, len(order))
+
+            batch = [requests[number] for number in numbers]
+            completions = sample_batch(self.loaded, batch, self._end_ids(), self._generator, count)
+            answers.update(zip(numbers, completions, strict=True))
+        self.tokens_sampled += sum(len(completion.token_ids) for completion in answers.values())
+        return [answers[number] for number in range(len(requests))]
+
+    def _end_ids(self) -> frozenset[int]:
+        ids = {self.tokenizer.eos_token_id}
+        configured = getattr(self.loaded.base.generation_config, "eos_token_id", None)
+        ids.update(configured if isinstance(configured, list) else [configured])
+        return frozenset(token for token in ids if token is not None)
+
+    @torch.no_grad()
+    def _run_scores(self, requests: list[ScoreRequest]) -> list[list[float]]:
+        answers: dict[ScoreRequest, list[float]] = {}
+        for weights in ("policy", "reference"):
+            wanted = list(dict.fromkeys(request for request in requests if request[2] == weights))
+            if not wanted:
+                continue
+            done = 0
+            with self._weights(weights):  # type: ignore[arg-type]
+                for numbers in pack_by_budget([(*p, *c) for p, c, _ in wanted], self.micro_batch_tokens, self._min_shared):
+                    part = [wanted[number] for number in numbers]
+                    flat = self._logprobs([p for p, _, _ in part], [c for _, c, _ in part]).tolist()
+                    for request in part:
+                        size = len(request[1])
+                        answers[request], flat = flat[:size], flat[size:]
+                    done += len(part)
+                    self._report("scoring", done, len(wanted))
+        return [answers[request] for request in requests]
+
+    def _logprobs(
+        self, prompts: list[tuple[int, ...]], completions: list[tuple[int, ...]], temperature: float = 1.0
+    ) -> torch.Tensor:
+        return completion_logprobs(self.loaded, prompts, completions, temperature, self._min_shared)
+
+    def _backward(self, rows: list[Row], config: LossConfig, z: Normalisers) -> tuple[float, dict[str, float]]:
+        prompts, completions = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+        reference = None
+        if config.kl_coef > 0 and any(row.loss == "policy" for row in rows):
+            with torch.no_grad(), self._weights("reference"):
+                reference = self._logprobs(prompts, completions, config.temperature)
+        logprobs = self._logprobs(prompts, completions, config.temperature)
+        batch = TokenBatch.of(rows, self.loaded.device)
+        loss, stats = joint_loss(logprobs, batch, reference, config, z)
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach()), stats
+
+    @contextlib.contextmanager
+    def _weights(self, which: Weights) -> Iterator[None]:
+        """Run as the reference: its tensors take the parameters' places, nothing is copied."""
+        if which == "policy" or not self._reference:
+            # Without an anchor the policy has not been trained: it is its own reference.
+            yield
+            return
+        trained = {name: p.data for name, p in self._trainable()}
+        try:
+            for name, parameter in self._trainable():
+                parameter.data = self._reference[name]
+            yield
+        finally:
+            for name, parameter in self._trainable():
+                parameter.data = trained[name]

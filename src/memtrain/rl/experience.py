@@ -1,0 +1,212 @@
+"""One step's experience: rollouts, paired probes, rewards, groups and rows (MemTrain section 3).
+
+Straight-line code over the tasks; every episode of the step runs at once and the engine batches. Nothing here imports
+torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from memtrain.engines.base import Engine
+from memtrain.evaluation.metrics import reading_metrics, surfaces_by_chunk
+from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
+from memtrain.memory.reader import read, split_chunks
+from memtrain.recipe import Recipe
+from memtrain.rl.advantages import cross_entropy_rows, group_advantages, rows_of
+from memtrain.rl.rewards import mean, text_reward, trajectory_rewards
+from memtrain.tasks.likelihood import answer_logprobs
+from memtrain.tasks.recall import draw_probes, recall_answers, recall_group, recall_scores
+from memtrain.tasks.reconstruction import answer_scores, reconstruction_group, rollout
+from memtrain.types import Group, Probe, Row, SamplingParams, TrainingDocument, Trajectory, Turn
+
+
+@dataclass
+class Episodes:
+    """What one document gave: its trajectories with their rewards."""
+
+    document: TrainingDocument
+    trajectories: list[Trajectory]
+    e2e: list[float]
+    """Reward of each final answer."""
+    recall: list[list[float]] = field(default_factory=list)
+    """For each trajectory one value a probe (mean over its G2 answers)."""
+    rewards: tuple[float, ...] = ()
+    """What the trajectories are compared by."""
+    groups: list[Group] = field(default_factory=list)
+    known: list[Turn] = field(default_factory=list)
+    """Turns whose completion is the known answer (likelihood rewards)."""
+    probes: list[Probe] = field(default_factory=list)
+    entities_kept: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Experience:
+    """Rows for one update, numbers for the log, and all episodes for the samples file."""
+
+    rows: list[Row]
+    metrics: dict[str, float]
+    episodes: list[Episodes]
+
+
+async def collect(
+    engine: Engine, prompts: Prompts, documents: Sequence[TrainingDocument], recipe: Recipe, step: int
+) -> Experience:
+    """Roll out ``group_size`` trajectories a document, probe their memories, and turn rewards into rows.
+
+    Probes depend on the recipe's seed, the step and the document only.
+    """
+    episodes = await asyncio.gather(*(_episodes(engine, prompts, document, recipe, step) for document in documents))
+    batch = rows_of((group for episode in episodes for group in episode.groups), recipe.train.std_normalise)
+    rows = list(batch.rows)
+    if recipe.train.recall_cross_entropy > 0:
+        rows += [row for e in episodes for row in cross_entropy_rows(e.known, group_id=e.document.id)]
+    return Experience(rows, _metrics(list(episodes)) | batch.metrics | _dropped(batch), list(episodes))
+
+
+async def _episodes(
+    engine: Engine, prompts: Prompts, document: TrainingDocument, recipe: Recipe, step: int
+) -> Episodes:
+    chunks = split_chunks(document.text, engine.tokenizer, recipe.memory)
+    rng = random.Random(f"{recipe.seed}/{step}/{document.id}/probes")
+    with_recall = recipe.tasks.mode != "end-to-end"
+    probes = draw_probes(document, chunks, recipe.tasks.probes, rng) if with_recall else []
+    train, size = recipe.train, recipe.train.group_size
+    write = SamplingParams(recipe.memory.memory_tokens, train.temperature, train.top_p, prompts.stop)
+    reply = SamplingParams(recipe.memory.answer_tokens, train.temperature, train.top_p, prompts.stop)
+    if recipe.tasks.reconstruction_reward == "likelihood":
+        # What the model knows without a memory is the same for the whole group: scored once, while the group reads.
+        closed, *trajectories = await asyncio.gather(
+            answer_logprobs(engine, prompts.answer(QUESTION, NO_MEMORY), prompts.target(document.answer)),
+            *(read(engine, prompts, QUESTION, chunks, write, document_id=document.id, index=i) for i in range(size)),
+        )
+        scores = await asyncio.gather(
+            *(
+                answer_scores(
+                    engine, prompts, document, t.memories[-1], step=len(t.memories), baseline_logprob=closed[0]
+                )
+                for t in trajectories
+            )
+        )
+        found = Episodes(document, list(trajectories), [score.gain for score in scores], probes=probes)
+        found.known += [score.turn for score in scores]
+    else:
+        drawn = await asyncio.gather(
+            *(rollout(engine, prompts, document, chunks, i, write, reply) for i in range(size))
+        )
+        golds = [document.answer, *document.aliases]
+        kind = recipe.tasks.reconstruction_reward
+        found = Episodes(document, list(drawn), [text_reward(kind, t.answer, golds) for t in drawn], probes=probes)
+    await _probe_memories(engine, prompts, found, recipe, reply)
+    found.rewards = trajectory_rewards(found.e2e, found.recall, recipe.tasks.mode, recipe.tasks.recall_weight)
+    found.groups.insert(0, reconstruction_group(document, found.trajectories, found.rewards))
+    surfaces = surfaces_by_chunk(chunks, document.mentions)
+    measured = [reading_metrics(trajectory, surfaces).get("entities_kept") for trajectory in found.trajectories]
+    found.entities_kept = [value for value in measured if value is not None]
+    return found
+
+
+async def _probe_memories(
+    engine: Engine, prompts: Prompts, found: Episodes, recipe: Recipe, reply: SamplingParams
+) -> None:
+    """Ask every trajectory the same probes; fills ``recall`` and, by the kind of reward, groups or known answers."""
+    trajectories, probes = found.trajectories, found.probes
+    if recipe.tasks.recall_reward == "likelihood":
+        targets = [prompts.target(probe.answer) for probe in probes]
+        baselines = await asyncio.gather(
+            *(
+                answer_logprobs(engine, prompts.recall_without_memory(probe.masked_chunk), target)
+                for probe, target in zip(probes, targets, strict=True)
+            )
+        )
+        scores = await asyncio.gather(
+            *(
+                recall_scores(engine, prompts, t.memories[probe.step], probe, baseline_logprob=baseline[0])
+                for t in trajectories
+                for probe, baseline in zip(probes, baselines, strict=True)
+            )
+        )
+        found.known += [score.turn for score in scores]
+        values = [score.gain for score in scores]
+        found.recall = [values[i * len(probes) : (i + 1) * len(probes)] for i in range(len(trajectories))]
+        return
+    kind, n = recipe.tasks.recall_reward, recipe.tasks.recall_samples
+    answers = await asyncio.gather(
+        *(
+            recall_answers(engine, prompts, t.memories[probe.step], probe, reply, n)
+            for t in trajectories
+            for probe in probes
+        )
+    )
+    for number, turns in enumerate(answers):
+        place, probe_number = divmod(number, len(probes))
+        rewards = [text_reward(kind, turn.text, [probes[probe_number].answer]) for turn in turns]
+        if not probe_number:
+            found.recall.append([])
+        found.recall[-1].append(mean(rewards))
+        found.groups.append(recall_group(found.document.id, trajectories[place].index, probe_number, turns, rewards))
+    if not probes:
+        found.recall = [[] for _ in trajectories]
+
+
+def _metrics(episodes: list[Episodes]) -> dict[str, float]:
+    writes = [turn for e in episodes for t in e.trajectories for turn in t.turns if turn.kind == "write"]
+    recall = [value for e in episodes for values in e.recall for value in values]
+    kept = [value for e in episodes for value in e.entities_kept]
+    metrics = {
+        "reward": fmean(reward for e in episodes for reward in e.rewards),
+        "reconstruction_reward": fmean(reward for e in episodes for reward in e.e2e),
+        "reward_std_in_group": fmean(_std(e.rewards) for e in episodes),
+        "memory_tokens": fmean(len(turn.completion_ids) for turn in writes),
+        "truncated": fmean(turn.stop_reason == "length" for turn in writes),
+        "probes": float(sum(len(e.probes) for e in episodes)),
+    }
+    if recall:
+        metrics["recall_reward"] = fmean(recall)
+    if kept:
+        metrics["entities_kept"] = fmean(kept)
+    return metrics
+
+
+def _std(values: Sequence[float]) -> float:
+    centre = fmean(values)
+    return fmean((value - centre) ** 2 for value in values) ** 0.5
+
+
+def _dropped(batch: Any) -> dict[str, float]:
+    return {"dropped_groups": float(sum(batch.dropped.values())), "groups": float(sum(batch.kept.values()))}
+
+
+def sample_records(
+    episodes: Sequence[Episodes], prompts: Prompts, step: int, limit: int, std_normalise: bool
+) -> list[dict[str, Any]]:
+    """Prompts, memories, answers and rewards of the first ``limit`` groups, one record a turn, for samples/*.parquet."""
+    records = []
+    for found in episodes[:limit]:
+        advantages = group_advantages(found.rewards, std_normalise) or (0.0,) * len(found.rewards)
+        for place, trajectory in enumerate(found.trajectories):
+            recall = found.recall[place] if found.recall else []
+            for turn in trajectory.turns:
+                records.append(
+                    {
+                        "train_step": step,
+                        "group_id": found.document.id,
+                        "trajectory_id": f"{found.document.id}/{trajectory.index}",
+                        "kind": turn.kind,
+                        "step": turn.step,
+                        "prompt": prompts.tokenizer.decode(list(turn.prompt_ids)),
+                        "text": turn.text,
+                        "stop_reason": turn.stop_reason,
+                        "answer": found.document.answer,
+                        "reward": found.rewards[place],
+                        "e2e_reward": found.e2e[place],
+                        "recall_reward": fmean(recall) if recall else None,
+                        "advantage": advantages[place],
+                    }
+                )
+    return records

@@ -1,0 +1,173 @@
+"""The trainer: priming, then GRPO on both tasks jointly. The road from documents to the loss on one screen.
+
+The loop knows an engine and rows; what a memory is, it leaves to ``tasks`` and ``experience``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from memtrain.engines.base import Engine, LossConfig, OptimiserConfig
+from memtrain.memory.prompts import Prompts
+from memtrain.memory.reader import split_chunks
+from memtrain.recipe import Recipe
+from memtrain.rl.checkpoint import Position, RunFolder
+from memtrain.rl.experience import Experience, collect, sample_records
+from memtrain.tasks.priming import pairs
+from memtrain.types import Row, TrainingDocument
+
+
+class Watcher(Protocol):
+    """Who is shown how it goes (``report.console.Screen``)."""
+
+    def stage(self, name: str, total: int) -> None: ...
+    def advance(self, n: int = 1) -> None: ...
+    def metrics(self, step: int, values: dict[str, Any]) -> None: ...
+    def sample(self, text: str, reward: float | None = None) -> None: ...
+
+
+class Trainer:
+    """Trains one engine on one set of documents, from wherever the run folder says it stopped."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        recipe: Recipe,
+        documents: Sequence[TrainingDocument],
+        run: RunFolder,
+        watcher: Watcher,
+        on_metrics: Callable[[str, int, dict[str, float]], None] = lambda stage, step, metrics: None,
+        on_evaluate: Callable[[str], Awaitable[Any]] | None = None,
+    ):
+        """``on_metrics(stage, step, metrics)`` feeds trackers; ``on_evaluate(label)`` is awaited every
+        ``eval.every`` GRPO steps."""
+        self.engine, self.recipe, self.documents, self.run, self.watcher = engine, recipe, documents, run, watcher
+        self.on_metrics, self.on_evaluate = on_metrics, on_evaluate
+        self.prompts = Prompts(engine.tokenizer, recipe.memory)
+
+    async def prime(self, start: int = 0) -> None:
+        """Supervised steps ``start + 1 .. priming.steps`` on pairs made from the text itself."""
+        settings = self.recipe.priming
+        loss = LossConfig(kl_coef=0.0, cross_entropy_coef=1.0)
+
+        async def step(number: int) -> dict[str, float]:
+            documents = self._batch("priming", number, settings.documents_per_step)
+            rows = [row for document in documents for row in self.pairs_of(document, number)]
+            warm = min(1.0, number / max(1, settings.steps // 10))
+            return await self.engine.update(rows, loss, self._optimiser(settings.lr * warm))
+
+        await self._loop("priming", start, settings.steps, step)
+
+    async def train(self, start: int = 0) -> None:
+        """GRPO steps ``start + 1 .. train.steps``."""
+        if start == 0 and self.recipe.train.kl_coef > 0:
+            await self.engine.anchor()
+
+        async def step(number: int) -> dict[str, float]:
+            experience = await self.collect(number)
+            self._show(experience, number)
+            began = time.perf_counter()
+            metrics = await self.learn(experience, number)
+            return experience.metrics | metrics | {"update_seconds": time.perf_counter() - began}
+
+        await self._loop("grpo", start, self.recipe.train.steps, step)
+
+    def pairs_of(self, document: TrainingDocument, step: int) -> list[Row]:
+        """Priming rows of one document at one step."""
+        chunks = split_chunks(document.text, self.engine.tokenizer, self.recipe.memory)
+        rng = random.Random(f"{self.recipe.seed}/priming/{step}/{document.id}")
+        return pairs(document, chunks, self.prompts, self.recipe.memory, self.recipe.priming, rng)
+
+    async def collect(self, number: int) -> Experience:
+        """The experience of GRPO step ``number`` (from 1)."""
+        documents = self._batch("grpo", number, self.recipe.train.documents_per_step)
+        return await collect(self.engine, self.prompts, documents, self.recipe, number)
+
+    async def learn(self, experience: Experience, number: int) -> dict[str, float]:
+        """One joint update on the experience of step ``number``."""
+        train = self.recipe.train
+        loss = LossConfig(
+            clip_low=train.clip_low,
+            clip_high=train.clip_high,
+            kl_coef=train.kl_coef,
+            normaliser=train.normaliser,
+            cross_entropy_coef=train.recall_cross_entropy,
+            old_logprobs=train.old_logprobs,
+            temperature=train.temperature,
+        )
+        warm = min(1.0, number / train.warmup_steps) if train.warmup_steps else 1.0
+        return await self.engine.update(experience.rows, loss, self._optimiser(train.lr * warm))
+
+    async def _loop(
+        self, stage: str, start: int, total: int, step: Callable[[int], Awaitable[dict[str, float]]]
+    ) -> None:
+        """Run steps, log them, checkpoint on time, at the end, and when interrupted."""
+        log = self.recipe.log
+        done = start
+        self.watcher.stage(stage, total - start)
+        try:
+            for number in range(start + 1, total + 1):
+                began = time.perf_counter()
+                await self.engine.reseed(f"{self.recipe.seed}/{stage}/{number}")
+                metrics = await step(number)
+                done = number
+                metrics["seconds"] = time.perf_counter() - began
+                metrics["tokens_per_second"] = metrics.get("tokens_separate", 0.0) / metrics["seconds"]
+                self.run.log({"stage": stage, "step": number, **metrics})
+                self.on_metrics(stage, number, metrics)
+                self.watcher.metrics(number, metrics)
+                self.watcher.advance()
+                if number == total or (log.checkpoint_every and number % log.checkpoint_every == 0):
+                    await self.run.save(self.engine, Position(stage, number), log.keep_checkpoints)
+                every = self.recipe.eval.every
+                if stage == "grpo" and self.on_evaluate and every and number % every == 0 and number < total:
+                    await self.on_evaluate(f"step-{number}")
+                    self.watcher.stage(stage, total - number)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            # A step is all or nothing, so what stands now is the state after the last finished one.
+            if done > start:
+                await self.run.save(self.engine, Position(stage, done), log.keep_checkpoints)
+            raise
+
+    def _optimiser(self, lr: float) -> OptimiserConfig:
+        train = self.recipe.train
+        return OptimiserConfig(lr=lr, weight_decay=train.weight_decay, grad_clip=train.grad_clip)
+
+    def _batch(self, stage: str, number: int, size: int) -> list[TrainingDocument]:
+        """Documents of step ``number``: consecutive places of a fresh shuffle every epoch, by the seed alone."""
+        chosen = []
+        for place in range((number - 1) * size, number * size):
+            epoch, index = divmod(place, len(self.documents))
+            chosen.append(self.documents[self._order(stage, epoch)[index]])
+        return chosen
+
+    def _order(self, stage: str, epoch: int) -> list[int]:
+        order = list(range(len(self.documents)))
+        random.Random(f"{self.recipe.seed}/order/{stage}/{epoch}").shuffle(order)
+        return order
+
+    def _show(self, experience: Experience, number: int) -> None:
+        """A memory on the screen, and the step's samples on disk."""
+        first = experience.episodes[0]
+        best = max(range(len(first.rewards)), key=lambda place: first.rewards[place])
+        self.watcher.sample(first.trajectories[best].memories[-1], first.rewards[best])
+        limit = self.recipe.log.samples
+        if limit:
+            records = sample_records(experience.episodes, self.prompts, number, limit, self.recipe.train.std_normalise)
+            write_samples(self.run.path / "samples" / f"grpo-{number:06d}.parquet", records)
+
+
+def write_samples(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write records as Parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    pq.write_table(pa.Table.from_pylist(records), part)
+    part.replace(path)
