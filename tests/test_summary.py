@@ -131,7 +131,7 @@ def test_table_and_headline() -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    lines = [{"stage": "priming", "step": s, "loss": 2.0} for s in (1, 2)]
+    lines = [{"stage": "priming", "step": s, "cross_entropy": 2.0, "entropy": 0.0} for s in (1, 2)]
     lines += [{"stage": "grpo", "step": s, "reward": s / 9, "kl": 0.0, "grad_norm": float("nan")} for s in range(1, 9)]
     text = "\n".join(map(json.dumps, lines)) + '\n{"stage": "grp'  # as a crash leaves it
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -142,6 +142,13 @@ def test_pictures(tmp_path: Path) -> None:
         pixels = imread(path)
         assert pixels.shape[0] > 300
         assert pixels.std() > 0.05  # something is drawn
+
+
+def test_steps_count_on_after_priming() -> None:
+    rows = [{"stage": "priming", "step": s, "entropy": 0.0, "cross_entropy": 2.0} for s in (1, 2)]
+    rows += [{"stage": "grpo", "step": s, "entropy": 1.5, "cross_entropy": None} for s in (1, 2)]
+    assert plots._series(rows, "entropy") == [("grpo", 3.0, 1.5), ("grpo", 4.0, 1.5)]
+    assert plots._series(rows, "cross_entropy") == [("priming", 1.0, 2.0), ("priming", 2.0, 2.0)]
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

@@ -30,19 +30,18 @@ SAMPLE_LINES = 12
 SAMPLE_CHARS = 1500
 METRIC_ROWS = 8
 
-SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("reward", ("reward", "reward_mean", "e2e_reward")),
-    ("recall reward", ("recall_reward", "recall_reward_mean")),
-    ("recall gain", ("recall_likelihood_gain", "recall_gain")),
-    ("entities kept", ("entities_kept",)),
-    ("loss", ("loss",)),
-    ("KL", ("kl",)),
-    ("grad norm", ("grad_norm",)),
-    ("dropped groups", ("dropped_groups", "dropped")),
-    ("memory tokens", ("memory_tokens",)),
-    ("tokens/s", ("tokens_per_second",)),
-)
-"""Columns of the metrics table, each with the keys it may have; what a step does not report is left out."""
+SHOWN = {
+    "reward": "reward",
+    "recall_reward": "recall reward",
+    "entities_kept": "entities kept",
+    "kl": "KL",
+    "cross_entropy": "cross-entropy",
+    "grad_norm": "grad norm",
+    "dropped_groups": "dropped groups",
+    "memory_tokens": "memory tokens",
+    "tokens_per_second": "tokens/s",
+}
+"""Columns of the metrics table: key and title; what a step does not report is left out."""
 
 
 def duration(seconds: float | None) -> str:
@@ -67,13 +66,7 @@ def number(value: Any) -> str:
 
 def columns_of(metrics: Mapping[str, Any]) -> dict[str, str]:
     """The shown metrics of one step as ``{title: text}``."""
-    found = {}
-    for title, keys in SHOWN:
-        for key in keys:
-            if metrics.get(key) is not None:
-                found[title] = number(metrics[key])
-                break
-    return found
+    return {title: number(metrics[key]) for key, title in SHOWN.items() if metrics.get(key) is not None}
 
 
 class QuietConsole(Console):
@@ -275,7 +268,7 @@ class Screen:
         return Panel(Group(*parts), title=self.title, title_align="left")
 
     def _metrics_table(self) -> Table:
-        titles = [title for title, _ in SHOWN if any(title in columns for _, columns in self._rows)]
+        titles = [title for title in SHOWN.values() if any(title in columns for _, columns in self._rows)]
         table = Table(box=None, expand=True, header_style="dim")
         table.add_column("step", justify="right")
         for title in titles:

@@ -26,21 +26,23 @@ DPI = 150
 SMOOTHING = 0.1
 """Share of the curve's points in the moving mean that is drawn over the raw points."""
 
-CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("trajectory reward", "reward", ("reward", "reward_mean")),
-    ("reconstruction reward", "reward", ("e2e_reward", "reconstruction_reward")),
-    ("recall reward", "reward", ("recall_reward", "recall_reward_mean")),
-    ("recall likelihood gain", "nats", ("recall_likelihood_gain", "recall_gain")),
-    ("KL to the start model", "nats a token", ("kl",)),
-    ("entropy", "nats a token", ("entropy",)),
-    ("gradient norm", "before clipping", ("grad_norm",)),
-    ("dropped groups", "groups or share", ("dropped_share", "dropped_groups", "dropped")),
-    ("memory length", "tokens", ("memory_tokens",)),
-    ("entities kept", "share", ("entities_kept",)),
-    ("supervised loss", "nats a token", ("cross_entropy", "loss")),
-    ("clipped tokens", "share", ("clip_fraction",)),
+CURVES: tuple[tuple[str, str, str], ...] = (
+    ("reward", "trajectory reward", "reward"),
+    ("recall_reward", "recall reward", "reward (nats where it is a likelihood gain)"),
+    ("reconstruction_reward", "reconstruction reward", "reward (nats where it is a likelihood gain)"),
+    ("reward_std_in_group", "spread of the reward in a group", "standard deviation"),
+    ("entities_kept", "entities kept", "share"),
+    ("memory_tokens", "memory length", "tokens"),
+    ("truncated", "memories cut at the limit", "share"),
+    ("dropped_groups", "dropped groups", "groups a step"),
+    ("kl", "KL to the start model", "nats a token"),
+    ("entropy", "entropy", "nats a token"),
+    ("cross_entropy", "cross-entropy of known answers", "nats a token"),
+    ("grad_norm", "gradient norm, before clipping", "norm"),
 )
-"""Panels of the learning curves: title, unit, and the keys it may have in ``metrics.jsonl``; without one, no panel."""
+"""Panels of the learning curves: key in ``metrics.jsonl``, title, unit; a key that no step reports gets no panel."""
+SUPERVISED = ("cross_entropy", "grad_norm")
+"""What priming steps have too; their other metrics are of an empty policy loss and say nothing."""
 COMPARED = (
     "recall_likelihood_gain",
     "entities_kept",
@@ -89,8 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def learning_curves(metrics: Path, out: Path) -> Path | None:
     """One panel a metric over the optimiser steps, priming and GRPO marked; None where there is nothing to draw."""
     rows = read_metrics(metrics)
-    series = [(title, unit, _series(rows, keys)) for title, unit, keys in CURVES]
-    panels = [(title, unit, points) for title, unit, points in series if points]
+    panels = [(title, unit, points) for key, title, unit in CURVES if (points := _series(rows, key))]
     if not panels:
         return None
     figure, axes = _grid(len(panels))
@@ -103,7 +104,7 @@ def learning_curves(metrics: Path, out: Path) -> Path | None:
                 panel.plot(x, y, mark, color=colour, alpha=0.35, markersize=3)
                 panel.plot(x, smooth(y), color=colour, label=stage or "GRPO")
         panel.set_title(f"{title}, n = {len(points)} steps", fontsize=9)
-        panel.set_ylabel(unit, fontsize=8)
+        panel.set_ylabel(unit, fontsize=7)
         panel.set_xlabel("step", fontsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len({name == "priming" for name, _, _ in points}) > 1:
@@ -187,21 +188,19 @@ def recall_by_distance(summary: Mapping[str, Any], out: Path) -> Path | None:
     return _save(figure, out)
 
 
-def _series(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[tuple[str, float, float]]:
-    """``(stage, step, value)`` of the first key that any row has a finite number for; steps count on over stages."""
-    for key in keys:
-        points, offset, last, before = [], 0, 0, None
-        for row in rows:
-            stage, step = str(row.get("stage", "")), int(row.get("step", last + 1))
-            if before is not None and stage != before:
-                offset = last if step <= last - offset else offset
-            before, last = stage, step + offset
-            value = row.get(key)
-            if isinstance(value, int | float) and np.isfinite(value):
-                points.append((stage, float(last), float(value)))
-        if points:
-            return points
-    return []
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, float, float]]:
+    """``(stage, step, value)`` wherever a step reports a finite number; GRPO's steps count on after priming's."""
+    primed = max((int(row.get("step", 0)) for row in rows if row.get("stage") == "priming"), default=0)
+    points = []
+    for row in rows:
+        stage, value = str(row.get("stage", "")), row.get(key)
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            continue
+        if stage != "priming":
+            points.append((stage, float(row.get("step", 0) + primed), float(value)))
+        elif key in SUPERVISED:
+            points.append((stage, float(row.get("step", 0)), float(value)))
+    return points
 
 
 def _has(values: Mapping[str, Any], name: str) -> bool:

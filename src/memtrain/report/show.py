@@ -158,7 +158,7 @@ def print_group(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
                 console.print(Panel(highlighted(str(row[name]) or "(empty)"), title=name, title_align="left"))
 
 
-FACTS = ("trajectory_id", "kind", "step", "answer", "reward", "recall_reward", "advantage", "stop_reason")
+FACTS = ("trajectory_id", "kind", "step", "answer", "reward", "e2e_reward", "recall_reward", "advantage", "stop_reason")
 
 
 def ends(text: str, chars: int = PROMPT_CHARS) -> str:
