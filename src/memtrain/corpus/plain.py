@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from memtrain.corpus.pages import Page, Paragraph, ReadReport, plain_paragraphs
+from memtrain.corpus.wikitext import close_holes, has_leftover_markup
 
 LINE_BYTES = 1 << 22
 """A longer line is read in pieces, cut at spaces."""
@@ -19,6 +20,8 @@ _WRAP = 120
 """Lines up to this length that follow each other are one paragraph, wrapped; longer lines are paragraphs themselves."""
 
 _DOC = re.compile(r"<doc\b([^>]*)>\s*")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_FORMULA_MARK = re.compile(r"\bformula_\d+")  # what WikiExtractor leaves of <math>
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -47,8 +50,7 @@ def decoded_lines(handle: IO[bytes], where: str, report: ReadReport) -> Iterator
     except (OSError, zlib.error) as error:
         report.skip(where, f"damaged: {error}")
     if carry:
-        with_error = carry.decode("utf-8", errors="replace")
-        yield number + 1, with_error.rstrip("\r\n")
+        yield number + 1, carry.decode("utf-8", errors="replace").rstrip("\r\n")
 
 
 def blocks(lines: Iterable[str]) -> Iterator[str]:
@@ -141,24 +143,31 @@ def read_wikiextractor(handle: IO[bytes], where: str, report: ReadReport) -> Ite
         if match := _DOC.match(line):
             if inside:
                 report.skip(f"{where}: line {number}", f"the page before, {title!r}, has no </doc>")
-                yield _extracted(key, title, body)
+                yield _extracted(key, title, body, report)
             attributes = dict(_ATTRIBUTE.findall(match[1]))
             title = html.unescape(attributes.get("title", ""))
             key, body, inside = title or f"{where}:{number}", [], True
         elif line.strip() == "</doc>":
             if inside:
-                yield _extracted(key, title, body)
+                yield _extracted(key, title, body, report)
             inside = False
         elif inside:
             body.append(line)
     if inside:
         report.skip(where, "truncated")
-        yield _extracted(key, title, body)
+        yield _extracted(key, title, body, report)
 
 
-def _extracted(key: str, title: str, body: list[str]) -> Page:
-    lines = (html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", line)) for line in body if line.strip() != title)
-    return Page(key, title, [Paragraph(p.text) for p in plain_paragraphs(lines) if p.text[0] not in "*#•"])
+def _extracted(key: str, title: str, body: list[str], report: ReadReport) -> Page:
+    paragraphs = []
+    for paragraph in plain_paragraphs(_TAG.sub("", html.unescape(line)) for line in body if line.strip() != title):
+        if _FORMULA_MARK.search(paragraph.text):
+            report.drop("formula")
+        elif has_leftover_markup(paragraph.text):
+            report.drop("leftover markup")
+        elif paragraph.text[0] not in "*#•":
+            paragraphs.append(Paragraph(close_holes(paragraph.text)))
+    return Page(key, title, paragraphs)
 
 
 WIKITEXT_TITLE = re.compile(r" = (?!=)(.+?)(?<!=) = \s*")
@@ -166,13 +175,13 @@ WIKITEXT_TITLE = re.compile(r" = (?!=)(.+?)(?<!=) = \s*")
 _WIKITEXT_HEADING = re.compile(r"\s*(?:= ){2,}.+(?: =){2,}\s*")
 _DETOKENISE = (
     (re.compile(r" @([-,.])@ "), r"\1"),
+    (re.compile(r"(?<=\d) : (?=\d\d)"), ":"),
     (re.compile(r" ([.,;:!?%)\]}])(?=\s|$|[.,;:!?)\]\"'])"), r"\1"),
     (re.compile(r"([(\[{$£€#]) (?=\S)"), r"\1"),
-    (re.compile(r" (n't|'s|'re|'ve|'ll|'d|'m|'S)\b"), r"\1"),
+    (re.compile(r" (n't|'s|'re|'ve|'ll|'t|'d|'m|'S)\b"), r"\1"),
     (re.compile(r"(\w)s ' (?=\w)"), r"\1s' "),
     (re.compile(r" – (?=\d)(?<=\d – )"), "–"),
     (re.compile(r"(?<=\d) / (?=\d)"), "/"),
-    (re.compile(r"(?<=\d) : (?=\d\d)"), ":"),
     (re.compile(r" ° "), "° "),
 )
 _QUOTED = re.compile(r'" ([^"]*?) ?"(?=[\s.,;:!?)\]—-]|$)')

@@ -24,8 +24,9 @@ from memtrain.types import Entity, Passage
 
 __all__ = ["ReadReport", "Skipped", "read_passages"]
 
-Progress = Callable[[int, int], None]
-"""Told bytes read so far and bytes in all (0: not known), compressed bytes as they lie on the disk."""
+Progress = Callable[[str, int, int], None]
+"""Told ``("reading bytes", done, total)``, counted as they lie on the disk; total 0 where it is not known."""
+_WHAT = "reading bytes"
 
 _COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _KINDS = {
@@ -63,7 +64,7 @@ def read_passages(settings: CorpusSettings, report: ReadReport, progress: Progre
     else:
         path = _resolve(settings.source)
         fields = _BUILTIN_FIELDS.get(settings.source, {})
-        if fields and settings.text_field == CorpusSettings().text_field:
+        if fields and settings.text_field == CorpusSettings.model_fields["text_field"].default:
             settings = settings.model_copy(update=fields)
         files = _files(path)
         total = sum(file.stat().st_size for file in files)
@@ -74,7 +75,7 @@ def read_passages(settings: CorpusSettings, report: ReadReport, progress: Progre
             if counter.full:
                 break
     if progress is not None:
-        progress(finished, finished)
+        progress(_WHAT, finished, finished)
     if not report.passages:
         raise UserError(_nothing(settings, report))
 
@@ -197,7 +198,7 @@ def _pages(
             pages = plain.read_text(handle, where, title, report)
         for page in pages:
             if progress is not None:
-                progress(before + raw.tell(), total)
+                progress(_WHAT, before + raw.tell(), total)
             yield page
 
 
@@ -236,7 +237,7 @@ def _kind(file: Path) -> str | None:
 
 def _stem(file: Path) -> str:
     name = file.name
-    while Path(name).suffix.lower() in _COMPRESSED or Path(name).suffix.lower() in _KINDS and Path(name).suffix:
+    while Path(name).suffix.lower() in _COMPRESSED or (Path(name).suffix.lower() in _KINDS and Path(name).suffix):
         name = Path(name).stem
     return name
 

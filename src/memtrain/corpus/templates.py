@@ -12,21 +12,77 @@ Shown = str | tuple[str, Any, str] | None
 """Text; or (text before, wikicode to read on, text after); or None for nothing."""
 
 _FIRST = frozenset(
-    "nowrap nobr small smaller big larger abbr vanchor visible anchor sc smallcaps em strong u s sup sub math1 noitalic "
-    "not a typo typo sic color dfn tooltip samp kbd tt var angbr angle bracket citequote script ill illm interlanguage link "
-    "quote blockquote quotation cquote centered transliteration1 nihongo2 lj".split()
-) | {"visible anchor", "not a typo", "angle bracket", "interlanguage link", "interlanguage link multi", "as written"}
+    {
+        *(
+            "nowrap",
+            "nobr",
+            "small",
+            "smaller",
+            "big",
+            "larger",
+            "sc",
+            "smallcaps",
+            "em",
+            "strong",
+            "u",
+            "s",
+            "sup",
+            "sub",
+        ),
+        *("abbr", "dfn", "tooltip", "samp", "kbd", "tt", "var", "color", "typo", "sic", "not a typo", "as written"),
+        *(
+            "vanchor",
+            "visible anchor",
+            "angbr",
+            "angle bracket",
+            "noitalic",
+            "nq",
+            "script",
+            "centered",
+            "ipa",
+            "grapheme",
+        ),
+        *(
+            "ill",
+            "illm",
+            "interlanguage link",
+            "interlanguage link multi",
+            "nihongo",
+            "nihongo foot",
+            "vr",
+            "pop density",
+        ),
+        *("quote", "blockquote", "quotation", "cquote", "quote box", "centered pull quote"),
+    }
+)
 """Show their first argument."""
-_SECOND = frozenset({"lang", "transl", "transliteration", "font color", "colored text", "ipa-all", "langx", "rtl-lang"})
+_SECOND = frozenset({"lang", "langx", "transl", "transliteration", "font color", "colored text", "rtl-lang"})
 """Show their second argument."""
 _FIXED = {
-    "'": "'", "'s": "'s", "' \"": "' \"", '" \'': "\" '", "\"'": "\"'", "nbsp": " ", "thinsp": " ", "hairsp": "", "spaces": " ",
-    "snd": " – ", "spnd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—", "mdashb": "—", "spaced mdash": " — ", "--": "—", "en dash": "–",
-    "em dash": "—", "endash": "–", "emdash": "—", "dash": " – ", "spaced en dash": " – ", "·": " · ", "•": " • ", "bull": " • ", "!": "|", "=": "=",
-    "shy": "", "zwsp": "", "zwnj": "", "wbr": "", "pi": "π", "minus": "−", "times": "×", "plusminus": "±", "currentyear": "",
-    "ad": "AD", "bce": "BCE", "ce": "CE", "mya": "million years ago", "okina": "ʻ", "hamza": "ʾ", "ayin": "ʿ", "sharp": "♯", "flat": "♭",
-}  # fmt: skip
-_FORMULAS = frozenset("math mvar chem chem2 eqm su nuclide nuclide2 physics particle val physconst bra ket".split())
+    **{"'": "'", "'s": "'s", "' \"": "' \"", "\" '": "\" '", "\"'": "\"'", '-"': '"', "!": "|", "=": "="},
+    **{"nbsp": " ", "thinsp": " ", "spaces": " ", "hairsp": "", "shy": "", "zwsp": "", "zwnj": "", "wbr": ""},
+    **dict.fromkeys(("ndash", "endash", "en dash"), "–"),
+    **dict.fromkeys(("snd", "spnd", "spaced ndash", "spaced en dash", "dash"), " – "),
+    **dict.fromkeys(("mdash", "emdash", "em dash", "mdashb", "--"), "—"),
+    **{
+        "spaced mdash": " — ",
+        "·": " · ",
+        "•": " • ",
+        "bull": " • ",
+        "minus": "−",
+        "times": "×",
+        "plusminus": "±",
+        "pi": "π",
+    },
+    **{"ad": "AD", "bce": "BCE", "ce": "CE", "mya": "million years ago", "okina": "ʻ", "hamza": "ʾ", "ayin": "ʿ"},
+}
+_MUSIC = {"flat": "♭", "sharp": "♯", "natural": "♮"}
+_SHIPS = {"uss": "USS", "hms": "HMS", "ss": "SS", "rms": "RMS", "hmas": "HMAS", "hmcs": "HMCS", "ms": "MS", "mv": "MV"}
+_MONEY = {"us$": "US$", "usd": "US$", "gbp": "£", "euro": "€", "eur": "€", "inr": "₹", "jpy": "¥", "a$": "A$"}
+_FORMULAS = frozenset(
+    {"math", "mvar", "chem", "chem2", "eqm", "su", "nuclide", "nuclide2", "physics particle", "val", "physconst", "e"}
+)
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November")
 _LANGUAGE_PREFIX = "lang-"
 _RANGE_WORDS = {
     "-": "–",
@@ -48,8 +104,8 @@ def render(template: Any) -> Shown:
         return _FIXED[name]
     if name in _FORMULAS:
         return "formula"
-    values = [parameter.value for parameter in template.params if not parameter.showkey]
-    if name in _FIRST and values:
+    values = _positional(template)
+    if (name in _FIRST or name.startswith("script/")) and values:
         return ("", values[0], "")
     if name in _SECOND and len(values) > 1:
         return ("", values[1], "")
@@ -63,21 +119,30 @@ def render(template: Any) -> Shown:
         return _as_of(template, [str(value).strip() for value in values])
     if name in {"circa", "c.", "ca."}:
         return f"c. {values[0]}" if values else "c."
-    if name in {"nihongo", "nihongo foot"} and values:
-        return ("", values[0], "")
     if name in {"formatnum", "number", "gaps", "num"} and values:
         return str(values[0])
     if name.startswith("formatnum:"):
         return name.removeprefix("formatnum:")
-    if name in {"us$", "usd", "gbp", "euro", "eur"} and values:
-        return {"us$": "US$", "usd": "US$", "gbp": "£"}.get(name, "€") + str(values[0])
-    if name in {"reign", "r."} and values:
-        return "r. " + "–".join(str(value) for value in values[:2])
-    if name in {"flag", "flagcountry", "flagu"} and values:
-        return str(values[0])
+    if name in _MONEY and values:
+        return _MONEY[name] + str(values[0])
+    if name in _SHIPS and values:
+        return f"{_SHIPS[name]} {str(values[0]).strip()}"
+    if name == "music" and values:
+        return _MUSIC.get(str(values[0]).strip().lower())
+    if name in {"flag", "flagcountry", "flagu", "us patent"} and values:
+        return ("U.S. Patent " if name == "us patent" else "") + str(values[0]).strip()
     if name in {"railgauge", "track gauge"} and values:
         return _gauge(str(values[0]))
     return None
+
+
+def _positional(template: Any) -> list[Any]:
+    """Values of the arguments 1, 2, …, whether their number is written out or not."""
+    numbered = {str(parameter.name).strip(): parameter.value for parameter in template.params}
+    values: list[Any] = []
+    while (value := numbered.get(str(len(values) + 1))) is not None:
+        values.append(value)
+    return values
 
 
 def _convert(values: list[str]) -> str | None:
@@ -123,14 +188,13 @@ def _fraction(values: list[str]) -> str | None:
 
 
 def _as_of(template: Any, values: list[str]) -> str:
-    months = "January February March April May June July August September October November December".split()
+    """``{{as of|2016|4}}`` -> ``As of April 2016``."""
     if template.has("alt"):
         return str(template.get("alt").value).strip()
-    dated = [value for value in values if value]
+    dated = [value for value in values[:3] if value]
     if len(dated) > 1 and dated[1].isdigit() and 1 <= int(dated[1]) <= 12:
-        dated[1] = months[int(dated[1]) - 1]
-    lower = template.has("lc")
-    return ("as of " if lower else "As of ") + " ".join(reversed(dated[:3]))
+        dated[1] = (*_MONTHS, "December")[int(dated[1]) - 1]
+    return ("as of " if template.has("lc") else "As of ") + " ".join(reversed(dated))
 
 
 def _gauge(code: str) -> str:

@@ -25,10 +25,13 @@ _COMMENT_LINE = re.compile(r"(?<=\n)[ \t]*<!--(?:(?!-->).)*-->[ \t]*\n|<!--.*?--
 _REFERENCE = re.compile(r"<ref\b[^<>]*?/\s*>|<ref\b[^<>]*>.*?</ref\s*>", re.S | re.I)
 _MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
 _DROPPED_TAGS = frozenset(
-    "ref references table gallery timeline source syntaxhighlight code pre score hiero imagemap graph mapframe templatedata "
-    "inputbox poem section indicator ce maplink includeonly".split()
+    {
+        *("ref", "references", "table", "gallery", "timeline", "source", "syntaxhighlight", "code", "pre", "score"),
+        *("hiero", "imagemap", "graph", "mapframe", "maplink", "templatedata", "inputbox", "poem", "section"),
+        *("indicator", "includeonly"),
+    }
 )
-_FORMULA_TAGS = frozenset({"math", "chem"})
+_FORMULA_TAGS = frozenset({"math", "chem", "ce"})
 _BLOCK_TAGS = frozenset(
     {"p", "div", "blockquote", "center", "ol", "ul", "dl", "h1", "h2", "h3", "h4", "h5", "h6", "hr"}
 )
@@ -36,8 +39,50 @@ _LIST_TAGS = frozenset({"li", "dd", "dt"})
 DROPPED_NAMESPACES = frozenset({"file", "image", "category", "media"})
 """Links to these leave no text behind (English names; a dump's own names are added)."""
 _OTHER_NAMESPACES = frozenset(
-    "wikipedia wp project user talk help template portal special module draft book mediawiki wikt wiktionary wikisource s "
-    "commons c wikiquote q wikibooks b wikinews n wikispecies wikiversity v wikivoyage voy meta m mw d wikidata species".split()
+    {
+        *(
+            "wikipedia",
+            "wp",
+            "project",
+            "user",
+            "talk",
+            "help",
+            "template",
+            "portal",
+            "special",
+            "module",
+            "draft",
+            "book",
+        ),
+        *(
+            "mediawiki",
+            "wikt",
+            "wiktionary",
+            "wikisource",
+            "s",
+            "commons",
+            "c",
+            "wikiquote",
+            "q",
+            "wikibooks",
+            "b",
+            "n",
+        ),
+        *(
+            "wikinews",
+            "wikispecies",
+            "species",
+            "wikiversity",
+            "v",
+            "wikivoyage",
+            "voy",
+            "meta",
+            "m",
+            "mw",
+            "wikidata",
+            "d",
+        ),
+    }
 )
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?|simple")
 _QUOTES = re.compile(r"'{2,}")
@@ -49,7 +94,7 @@ _HOLES = (
     re.compile(r"[\s,;:]+(?=\))"),
     re.compile(r"(?<=\()\s+"),
 )
-_SPACE_BEFORE = re.compile(r"\s+(?=[,.](?:\s|$))|\s+(?=[;:](?:\s|$)(?<!\s\s))")
+_SPACE_BEFORE = re.compile(r"\s+(?=[,.](?:\s|$))")
 _SPACES = re.compile(r"\s+")
 
 Edit = tuple[int, int, str]
@@ -68,6 +113,11 @@ def paragraphs_of(
     flow = _Flow(DROPPED_NAMESPACES | set(file_namespaces), _OTHER_NAMESPACES | set(namespaces))
     flow.walk(code.nodes)
     yield from flow.paragraphs()
+
+
+def close_holes(text: str) -> str:
+    """Brackets that hold nothing, or begin or end with a mark, as texts have them where a template went out."""
+    return _tidy(text, []).text
 
 
 def has_leftover_markup(text: str) -> bool:
@@ -182,7 +232,6 @@ class _Flow:
 
     def paragraphs(self) -> Iterator[Paragraph]:
         text = "".join(self.pieces)
-        position = 0
         links = iter(sorted(self.links, key=lambda link: (link.start, -link.end)))
         pending = next(links, None)
         for block in _blocks(text):
@@ -192,11 +241,9 @@ class _Flow:
                 if pending.start >= start and pending.end <= end and (not inside or pending.start >= inside[-1].end):
                     inside.append(Link(pending.start - start, pending.end - start, pending.target))
                 pending = next(links, None)
-            position = end
             paragraph = _tidy(text[start:end], inside)
             if paragraph.text:
                 yield paragraph
-        assert position <= len(text)
 
 
 def _pipe_trick(title: str) -> str:
@@ -224,8 +271,11 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
 def _tidy(text: str, links: list[Link]) -> Paragraph:
     """Quotes that mark bold and italics out, holes closed, white space collapsed; links follow."""
     text, links = _apply(text, links, _quote_edits(text))
-    for pattern in _HOLES * 2:
-        text, links = _apply(text, links, [(m.start(), m.end(), "") for m in pattern.finditer(text) if m[0]])
+    before = ""
+    while before != text:  # a hole may lie in a hole
+        before = text
+        for pattern in _HOLES:
+            text, links = _apply(text, links, [(m.start(), m.end(), "") for m in pattern.finditer(text)])
     text, links = _apply(text, links, [(m.start(), m.end(), " ") for m in _SPACES.finditer(text) if m[0] != " "])
     text, links = _apply(text, links, [(m.start(), m.end(), "") for m in _SPACE_BEFORE.finditer(text)])
     lead, tail = len(text) - len(text.lstrip()), len(text.rstrip())
@@ -262,7 +312,7 @@ def _quote_edits(text: str) -> list[Edit]:
 
 
 def _apply(text: str, links: list[Link], edits: list[Edit]) -> tuple[str, list[Link]]:
-    """Make non-overlapping edits, ascending, and move the links along; a link's edges inside an edit move to its end."""
+    """Make edits (apart, ascending) and move the links along; an edge of a link inside an edit moves to its end."""
     if not edits:
         return text, links
     pieces: list[str] = []
