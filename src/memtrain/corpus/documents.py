@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from memtrain.corpus.readers import ReadReport, read_passages
 from memtrain.corpus.statistics import BuildReport, SplitStatistics
 from memtrain.corpus.store import Documents, Split
 from memtrain.errors import UserError
-from memtrain.recipe import CorpusSettings, Recipe
+from memtrain.recipe import Recipe
 from memtrain.types import MASK_TOKEN, TARGET_TOKEN, Passage, TrainingDocument
 
 BUILD_VERSION = 1
@@ -151,7 +151,7 @@ def _prepare(recipe: Recipe, read: ReadReport, tell: Progress) -> tuple[dict[Spl
     """Read the corpus, leave out passages that spell a mask token themselves, split by page, make the finder."""
     passages = []
     unusable = 0
-    for passage in _read(recipe.corpus, read, tell):
+    for passage in read_passages(recipe.corpus, read, tell):
         if MASK_TOKEN in passage.text or TARGET_TOKEN in passage.text:
             unusable += 1
         else:
@@ -171,10 +171,6 @@ def _prepare(recipe: Recipe, read: ReadReport, tell: Progress) -> tuple[dict[Spl
                 f"give a corpus with more pages, or {key} corpus.held_out, now {recipe.corpus.held_out}"
             )
     return splits, make_finder(recipe.entities.finder, passages, read.aliases), unusable
-
-
-def _read(settings: CorpusSettings, read: ReadReport, tell: Progress) -> Iterator[Passage]:
-    yield from read_passages(settings, read, tell)
 
 
 def _composer(

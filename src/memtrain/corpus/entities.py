@@ -109,6 +109,14 @@ def trim(text: str, start: int, end: int) -> tuple[int, int]:
     return start, max(start, end)
 
 
+def _is_short_for(text: str, name: str) -> bool:
+    """Whether ``text`` is the initials or the last words of the full name ``name``."""
+    words = name.split()
+    if len(text) > 1 and text.replace(".", "") == "".join(word[0] for word in words if word[0].isupper()):
+        return True
+    return all(word[0].isupper() for word in words) and name.endswith(" " + text)
+
+
 class LinksFinder:
     """Wiki links of a passage, their exact re-mentions, and its page's linked names and title where they recur.
 
@@ -128,29 +136,42 @@ class LinksFinder:
                     names.setdefault(entity.text, replace(entity, spans=()))
             title = _QUALIFIER.sub("", passage.title).strip()
             if len(title) > 2:
-                entity = Entity(title, (), kind="title", source=self.name, aliases=self._redirects(passage.title))
+                entity = Entity(
+                    title, (), kind="title", source=self.name, aliases=self._synonyms(title, (passage.title,))
+                )
                 names.setdefault(title, entity)
 
-    def _redirects(self, *titles: str) -> tuple[str, ...]:
-        """Titles that redirect to any of ``titles``, without bracketed qualifiers."""
+    def _redirects(self, title: str) -> tuple[str, ...]:
+        """Titles that redirect to ``title``, without bracketed qualifiers."""
+        forms = dict.fromkeys((title, title[:1].upper() + title[1:]))
+        return tuple(_QUALIFIER.sub("", alias).strip() for form in forms for alias in self._aliases.get(form, ()))
+
+    def _synonyms(self, text: str, targets: Iterable[str]) -> tuple[str, ...]:
+        """Other names of what ``text`` links to, where the link names its target.
+
+        Authors also link "Iran" to "Afghans in Iran" and "cede their claims" to "State cession": those are no
+        synonyms. A target counts where it is the same name, a redirect says so, ``text`` is its initials, or it is a
+        full name that ends in ``text`` ("Lincoln" for "Abraham Lincoln").
+        """
         found: dict[str, None] = {}
-        for title in titles:
-            for form in {title: None, title[:1].upper() + title[1:]: None}:
-                for alias in self._aliases.get(form, ()):
-                    found[_QUALIFIER.sub("", alias).strip()] = None
-        return tuple(alias for alias in found if len(alias) > 1)
+        for target in dict.fromkeys((text, *targets)):
+            name = _QUALIFIER.sub("", target).strip()
+            redirects = self._redirects(target)
+            if fold(name) == fold(text) or text in redirects or _is_short_for(text, name):
+                found.update(dict.fromkeys((name, *redirects)))
+        return tuple(alias for alias in found if len(alias) > 1 and fold(alias) != fold(text))
 
     def _linked(self, passage: Passage) -> Iterator[Entity]:
-        """The reader's links, trimmed, with their redirects as aliases."""
+        """The reader's links (their ``aliases`` are link targets), trimmed, with synonyms as aliases."""
         for entity in passage.entities:
-            spans = tuple(span for span in (trim(passage.text, *span) for span in entity.spans) if span[0] < span[1])
             by_text: dict[str, list[tuple[int, int]]] = {}
-            for start, end in spans:
-                by_text.setdefault(passage.text[start:end], []).append((start, end))
+            for span in entity.spans:
+                start, end = trim(passage.text, *span)
+                if start < end:
+                    by_text.setdefault(passage.text[start:end], []).append((start, end))
             for text, places in by_text.items():
-                others = dict.fromkeys((*entity.aliases, *self._redirects(text, *entity.aliases)))
-                others.pop(text, None)
-                yield replace(entity, text=text, spans=tuple(places), aliases=tuple(others), source=self.name)
+                synonyms = self._synonyms(text, entity.aliases)
+                yield replace(entity, text=text, spans=tuple(places), aliases=synonyms, source=self.name)
 
     def find(self, passage: Passage) -> tuple[Entity, ...]:
         """See :class:`EntityFinder`."""

@@ -1,23 +1,20 @@
 """Hiding an entity: exact masking at word boundaries, and a stricter check that nothing of it is left to read.
 
 The published pipeline (MemTrain, arXiv 2606.03197, released code) masks with ``\\b...\\b``, which never matches a
-surface whose edge is no word character (``U.S.``, ``$5 million``, ``40%``). Here it is ``(?<!\\w)...(?!\\w)``, with two additions that leave plain Latin text as it is: a combining mark counts as part of its word, and scripts
-written without spaces (Chinese, Japanese, Thai...) ask for no boundary among themselves.
+surface whose edge is no word character (``U.S.``, ``$5 million``, ``40%``). Here it is ``(?<!\\w)...(?!\\w)``, with two
+additions that leave plain Latin text as it is: a combining mark counts as part of its word, and scripts written without
+spaces (Chinese, Japanese, Thai...) ask for no boundary among themselves. Plain string search and a look at the
+neighbouring characters do this: regular expressions for thousands of entities cost more to compile than to run.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from memtrain.corpus.scripts import CURRENCY, KATAKANA, MARKS, UNSPACED
+from memtrain.corpus.scripts import KATAKANA, MARK, UNSPACED_LETTER, WORD, kind_of
 
-_WORD_NOT_UNSPACED = rf"[^\W{UNSPACED}]"
-_KATAKANA = re.compile(f"[{KATAKANA}]")
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_CURRENCY = re.compile(f"[{CURRENCY}]")
 _PERCENT = "%‰°"
 
 # Characters that the strict check reads as nothing: soft hyphen, zero-width characters, byte-order mark, emphasis.
@@ -27,50 +24,57 @@ _DOUBLE_QUOTES = frozenset('"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02')
 _LONG_CHARS = 10
 
 
-def _left(edge: str) -> str:
-    """Look-behind in front of a surface that starts with ``edge``."""
-    if _KATAKANA.match(edge):
-        return f"(?<![{KATAKANA}])"
-    if _UNSPACED.match(edge):
-        return ""
-    return f"(?<!{_WORD_NOT_UNSPACED})"
+def _apart(inside: str, outside: str) -> bool:
+    """Whether a word can end between the edge ``inside`` a surface and the character ``outside`` it."""
+    kind, other = kind_of(inside), kind_of(outside)
+    if other == MARK:
+        return False
+    if kind == KATAKANA:
+        return other != KATAKANA
+    return kind == UNSPACED_LETTER or other != WORD
 
 
-def _right(edge: str) -> str:
-    """Look-ahead behind a surface that ends with ``edge``."""
-    if _KATAKANA.match(edge):
-        return f"(?![{KATAKANA}{MARKS}])"
-    if _UNSPACED.match(edge):
-        return f"(?![{MARKS}])"
-    return f"(?!{_WORD_NOT_UNSPACED}|[{MARKS}])"
+def _end_of(text: str, start: int, pieces: Sequence[str]) -> int:
+    """Where the pieces end that begin at ``start``, with white space between them; -1 where they do not stand there."""
+    end = start
+    for number, piece in enumerate(pieces):
+        if number:
+            gap = end
+            while end < len(text) and text[end].isspace():
+                end += 1
+            if end == gap:
+                return -1
+        if not text.startswith(piece, end):
+            return -1
+        end += len(piece)
+    return end
 
 
-def _exact(surface: str) -> str:
-    """Regular expression of one surface: literal, any run of white space where it has one, at boundaries."""
-    pieces = surface.split()
-    if not pieces:
-        raise ValueError("a surface to mask must not be blank")
-    body = r"\s+".join(re.escape(piece) for piece in pieces)
-    return _left(pieces[0][0]) + body + _right(pieces[-1][-1])
-
-
-@lru_cache(maxsize=8192)
-def _compiled(surfaces: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(_exact(surface) for surface in surfaces))
-
-
-def _pattern(surfaces: Iterable[str]) -> re.Pattern[str]:
-    distinct = {" ".join(surface.split()) for surface in surfaces}
-    # Longest first, because the first alternative that matches wins: "New York City" before "New York".
-    return _compiled(tuple(sorted(distinct, key=lambda surface: (-len(surface), surface))))
+def _find(text: str, pieces: Sequence[str], left: bool = True, right: bool = True) -> Iterator[tuple[int, int]]:
+    """Spans of the pieces in ``text``, apart, first to last; ``left`` and ``right``: ask for a boundary there."""
+    start = text.find(pieces[0])
+    while start >= 0:
+        end = _end_of(text, start, pieces)
+        if (
+            end >= 0
+            and (not left or start == 0 or _apart(text[start], text[start - 1]))
+            and (not right or end == len(text) or _apart(text[end - 1], text[end]))
+        ):
+            yield start, end
+            start = text.find(pieces[0], end)
+        else:
+            start = text.find(pieces[0], start + 1)
 
 
 def occurrences(text: str, surface: str) -> list[tuple[int, int]]:
-    """Spans ``[start, end)`` of ``surface`` in ``text`` at word boundaries, case-sensitive, any white space in it.
+    """Spans ``[start, end)`` of ``surface`` in ``text`` at word boundaries, case-sensitive.
 
-    Raises ``ValueError`` for a blank surface.
+    White space in the surface stands for any run of white space. Raises ``ValueError`` for a blank surface.
     """
-    return [match.span() for match in _pattern((surface,)).finditer(text)]
+    pieces = surface.split()
+    if not pieces:
+        raise ValueError("a surface to look for must not be blank")
+    return list(_find(text, pieces))
 
 
 def count_occurrences(text: str, surface: str) -> int:
@@ -79,14 +83,24 @@ def count_occurrences(text: str, surface: str) -> int:
 
 
 def mask(text: str, surfaces: Iterable[str], token: str) -> tuple[str, int]:
-    """Replace every occurrence of every surface by ``token``; longer surfaces first, each place once.
+    """Replace every occurrence of every surface by ``token``; where they overlap, the leftmost and then the longest.
 
     Returns the new text and the number of replacements. Raises ``ValueError`` for a blank surface.
     """
-    surfaces = tuple(surfaces)
-    if not surfaces:
-        return text, 0
-    return _pattern(surfaces).subn(lambda _: token, text)
+    spans = [span for surface in dict.fromkeys(surfaces) for span in occurrences(text, surface)]
+    return _replace(text, sorted(spans, key=lambda span: (span[0], -span[1])), token)
+
+
+def _replace(text: str, spans: Iterable[tuple[int, int]], token: str) -> tuple[str, int]:
+    """Put ``token`` in the place of ascending spans, leaving out those that overlap one before them."""
+    pieces: list[str] = []
+    done = count = 0
+    for start, end in spans:
+        if start >= done:
+            pieces += [text[done:start], token]
+            done = end
+            count += 1
+    return "".join(pieces) + text[done:], count
 
 
 class _FoldTable(dict[int, str]):
@@ -118,12 +132,11 @@ def fold(text: str) -> str:
     return " ".join(text.translate(_FOLD).split())
 
 
-@lru_cache(maxsize=8192)
-def _folded_pattern(key: str) -> re.Pattern[str]:
-    # "$5 million" is readable in "US$5 million" and "40%" in "40%ige": those edges need no boundary.
-    left = "" if _CURRENCY.match(key[0]) else _left(key[0])
-    right = "" if key[-1] in _PERCENT or _CURRENCY.match(key[-1]) else _right(key[-1])
-    return re.compile(left + " +".join(re.escape(piece) for piece in key.split()) + right)
+def _find_folded(folded_text: str, key: str) -> Iterator[tuple[int, int]]:
+    """Spans of a folded surface. "$5 million" is readable in "US$5 million": such edges need no boundary."""
+    left = unicodedata.category(key[0]) != "Sc"
+    right = key[-1] not in _PERCENT and unicodedata.category(key[-1]) != "Sc"
+    return _find(folded_text, key.split(), left, right)
 
 
 def survives(text: str, surface: str) -> bool:
@@ -137,7 +150,7 @@ def survives(text: str, surface: str) -> bool:
 
 def survives_folded(folded_text: str, key: str) -> bool:
     """:func:`survives` for a text and a (not blank) surface that went through :func:`fold` already."""
-    return key in folded_text and _folded_pattern(key).search(folded_text) is not None
+    return key in folded_text and any(True for _ in _find_folded(folded_text, key))
 
 
 def _letters_upper(text: str) -> list[bool]:
@@ -169,15 +182,11 @@ def mask_variants(text: str, surface: str, token: str) -> tuple[str, int]:
         part = _FOLD[ord(char)]
         folded.append(part)
         origin.extend([position] * len(part))
-    pieces: list[str] = []
-    done = count = 0
-    for match in _folded_pattern(key).finditer("".join(folded)) if key else ():
-        start, end = origin[match.start()], origin[match.end() - 1] + 1
+    spans = []
+    for first, last in _find_folded("".join(folded), key) if key else ():
+        start, end = origin[first], origin[last - 1] + 1
         while end < len(text) and 0x300 <= ord(text[end]) <= 0x36F:  # accents written after their letter
             end += 1
-        if start < done or not _is_variant(surface, text[start:end]):
-            continue
-        pieces += [text[done:start], token]
-        done = end
-        count += 1
-    return "".join(pieces) + text[done:], count
+        if _is_variant(surface, text[start:end]):
+            spans.append((start, end))
+    return _replace(text, spans, token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from memtrain.corpus.scripts import CURRENCY, KATAKANA, MARKS, UNSPACED, UPPER
+from memtrain.corpus.scripts import CURRENCY, KATAKANA_LETTERS, MARKS, UNSPACED, UPPER
 
 # Month names in the languages whose Wikipedias are largest and write dates in letters (nominative and genitive).
 _MONTHS = (
@@ -121,6 +121,6 @@ NUMERIC: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """Kinds in the order in which they may claim a place."""
 TITLE = re.compile("|".join(_TITLES))
 NAMES = re.compile(NAME)
-FOREIGN_RUN = re.compile(rf"[{KATAKANA}](?:[{KATAKANA}]|・(?=[{KATAKANA}])){{2,}}")
+FOREIGN_RUN = re.compile(rf"[{KATAKANA_LETTERS}](?:[{KATAKANA_LETTERS}]|・(?=[{KATAKANA_LETTERS}])){{2,}}")
 """Katakana of three characters or more: names and loan words in Japanese."""
 YEAR = re.compile(_YEAR)

@@ -77,8 +77,8 @@ class RulesFinder:
         """See :class:`memtrain.corpus.entities.EntityFinder`."""
         return (
             "rules: cannot tell a person from a place; takes every noun for a name in German; finds no names in "
-            "scripts without capitals (Chinese, Korean, Arabic, Hebrew, Devanagari, Thai, Georgian: only numbers, dates, "
-            "quoted titles, Katakana and foreign words there)"
+            "scripts without capitals (Chinese, Korean, Arabic, Hebrew, Devanagari, Thai, Georgian: only numbers, "
+            "dates, quoted titles, Katakana and foreign words there)"
         )
 
     def _candidates(self, text: str) -> Iterator[tuple[str, int, int]]:

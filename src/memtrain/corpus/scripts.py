@@ -6,8 +6,11 @@ as the inside of a ``[...]``.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
 
 
 def _ranges(belongs: Callable[[str], bool]) -> str:
@@ -30,7 +33,7 @@ MARKS = _ranges(lambda c: unicodedata.category(c) in ("Mn", "Mc"))
 """Combining marks: they belong to the letter before them, but ``\\w`` does not match them."""
 CURRENCY = _ranges(lambda c: unicodedata.category(c) == "Sc")
 """Currency signs."""
-KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d"
+KATAKANA_LETTERS = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d"
 """Katakana and its length mark: foreign names in Japanese."""
 UNSPACED = (
     r"\u0e00-\u0e7f"  # Thai
@@ -40,3 +43,31 @@ UNSPACED = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 """Scripts that put no space between words, so that a word boundary cannot be asked for."""
+
+Kind = Literal["word", "mark", "katakana", "unspaced", "other"]
+WORD: Kind = "word"
+"""Letter, digit or underscore of a script that puts spaces between words."""
+MARK: Kind = "mark"
+"""Combining mark."""
+KATAKANA: Kind = "katakana"
+"""Katakana: written without spaces, but a run of it is one word."""
+UNSPACED_LETTER: Kind = "unspaced"
+"""Letter of any other script without spaces."""
+OTHER: Kind = "other"
+"""Space, punctuation, sign."""
+
+_KATAKANA_LETTER = re.compile(f"[{KATAKANA_LETTERS}]")
+_UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
+
+
+@lru_cache(maxsize=65536)
+def kind_of(char: str) -> Kind:
+    """What a character means for word boundaries."""
+    # Variation selectors are marks by category, but they follow symbols ("❤️Paris").
+    if unicodedata.category(char) in ("Mn", "Mc") and not "\ufe00" <= char <= "\ufe0f":
+        return MARK
+    if _KATAKANA_LETTER.match(char):
+        return KATAKANA
+    if _UNSPACED_LETTER.match(char):
+        return UNSPACED_LETTER
+    return WORD if char.isalnum() or char == "_" else OTHER
