@@ -75,6 +75,13 @@ def test_without_priming_all_of_it_is_grpo() -> None:
     assert data["difference_by_stage"] == {"grpo": data["difference"]}
 
 
+def test_without_grpo_all_of_it_is_priming() -> None:
+    primed = result("after_priming", 1)
+    data = summary.summarise({"before": result("before", 0), "after_priming": primed, "after": primed}, Recipe(), {})
+    assert list(data["difference_by_stage"]) == ["priming"]
+    assert data["difference_by_stage"]["priming"] == data["difference"]
+
+
 def test_an_unfinished_run_has_no_difference() -> None:
     data = summary.summarise({"before": result("before", 0)}, Recipe(), {})
     assert "difference" not in data
@@ -258,6 +265,33 @@ def test_calls_outside_of_the_context_are_harmless() -> None:
     screen.metrics(1, {})
     screen.inner("rollout", 1, 0)
     assert screen.broken == 0
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_work_of_unknown_size(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memtrain.report.console.QUIET_SECONDS", 0)
+    out = io.StringIO()
+    with Screen(console=Console(file=out, force_terminal=live, width=110), live=live) as screen:
+        screen.stage("documents", 0)
+        screen.inner("reading", 300, 0)
+        screen.inner("reading", 600, 0)
+        screen.inner("masking", 1, 2)
+        screen.stage("evaluation", 4)
+        screen.inner("reading", 1, 2)
+    assert screen.broken == 0
+    assert "/0" not in out.getvalue()
+    assert live or "documents: reading 600, " in out.getvalue()
+
+
+def test_metrics_stay_in_sight_during_an_evaluation() -> None:
+    out = io.StringIO()
+    with Screen(console=Console(file=out, force_terminal=True, width=110), live=True) as screen:
+        screen.stage("grpo", 2)
+        screen.metrics(1, {"reward": 0.625})
+        screen.stage("evaluation step-1", 4)
+    last = out.getvalue().rsplit("memtrain", 1)[1]
+    assert "grpo 1" in last
+    assert "0.625" in last
 
 
 def test_time_left_is_the_mean_pace() -> None:

@@ -40,7 +40,13 @@ Overrides = Annotated[
     ),
 ]
 Model = Annotated[str | None, arg(metavar="MODEL", help=f"Model instead of the recipe's. Models {MODELS_TEXT}.")]
-Out = Annotated[Path | None, arg(metavar="FOLDER", help="Where the results go. Default: a folder named by the recipe.")]
+Out = Annotated[
+    Path | None,
+    arg(
+        metavar="FOLDER",
+        help="Where the results go. Default: runs/NAME, NAME from the recipe (build: runs/NAME/documents).",
+    ),
+]
 
 
 def demo(out: Annotated[Path, arg(metavar="FOLDER", help="The run's folder.")] = Path("runs/demo")) -> None:

@@ -90,6 +90,9 @@ class Clock:
         return (self.now() - self.start) / self.done * max(self.total - self.done, 0)
 
     def text(self) -> str:
+        """``3/10, 0:12 so far, 0:28 left``; without a known total only what is done."""
+        if self.total <= 0:
+            return f"{self.done}, {duration(self.now() - self.start)} so far"
         return f"{self.done}/{self.total}, {duration(self.now() - self.start)} so far, {duration(self.eta())} left"
 
 
@@ -136,7 +139,7 @@ class Screen:
         self._clock: Clock | None = None
         self._inner_clocks: dict[str, Clock] = {}
         self._last_line = -math.inf
-        self._rows: list[tuple[int, dict[str, str]]] = []
+        self._rows: list[tuple[str, dict[str, str]]] = []
         self._sample: tuple[str, float | None] | None = None
         self._live: Live | None = None
         self._open = False
@@ -167,12 +170,11 @@ class Screen:
         """A new stage of ``total`` steps; the one before counts as over."""
         self._name, self._clock = name, Clock(total)
         self._inner_clocks.clear()
-        self._rows.clear()
         self._last_line = -math.inf
         if self.is_live:
             for bar in self._bars.task_ids:
                 self._bars.remove_task(bar)
-            self._outer = self._bars.add_task(f"[bold]{name}[/]", total=total, clock=self._clock)
+            self._outer = self._bars.add_task(f"[bold]{name}[/]", total=total or None, clock=self._clock)
             self._inner_bar = None
             self._draw()
         else:
@@ -198,15 +200,16 @@ class Screen:
             clock = self._inner_clocks[what] = Clock(total)
         clock.done = done
         if self.is_live:
+            shown: dict[str, Any] = {"description": f"  {what}", "total": total or None, "clock": clock}
             if self._inner_bar is None:
-                self._inner_bar = self._bars.add_task(f"  {what}", total=total, clock=clock)
-            self._bars.update(self._inner_bar, description=f"  {what}", total=total, completed=done, clock=clock)
-            if what != self._inner_name:
-                self._bars.reset(self._inner_bar, description=f"  {what}", total=total, completed=done, clock=clock)
-                self._inner_name = what
+                self._inner_bar = self._bars.add_task(completed=done, **shown)
+            elif what != self._inner_name:
+                self._bars.reset(self._inner_bar, completed=done, **shown)
+            self._bars.update(self._inner_bar, completed=done, **shown)
+            self._inner_name = what
             self._draw()
         elif self._due():
-            where = f"{self._name} {self._clock.done}/{self._clock.total}: " if self._clock else ""
+            where = f"{self._place()}: " if self._clock else ""
             self._line(f"{where}{what} {clock.text()}")
 
     @_spectator
@@ -214,7 +217,7 @@ class Screen:
         """What a step gave."""
         columns = columns_of(values)
         if self.is_live:
-            self._rows = [*self._rows, (step, columns)][-METRIC_ROWS:]
+            self._rows = [*self._rows, (f"{self._name} {step}".strip(), columns)][-METRIC_ROWS:]
             self._draw()
         else:
             left = f" ({duration(self._clock.eta())} left)" if self._clock else ""
@@ -274,8 +277,12 @@ class Screen:
         for title in titles:
             table.add_column(title, justify="right")
         for step, columns in self._rows:
-            table.add_row(str(step), *(columns.get(title, "-") for title in titles))
+            table.add_row(step, *(columns.get(title, "-") for title in titles))
         return table
+
+    def _place(self) -> str:
+        clock = self._clock
+        return f"{self._name} {clock.done}/{clock.total}" if clock and clock.total > 0 else self._name
 
     def _due(self) -> bool:
         return time.monotonic() - self._last_line >= QUIET_SECONDS

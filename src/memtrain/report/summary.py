@@ -57,13 +57,15 @@ def summarise(
 
 
 def _by_stage(results: Mapping[str, EvalResult]) -> dict[str, dict[str, Estimate]]:
-    """Each stage against the evaluation just before it; a run without priming has ``grpo`` alone."""
-    before, primed, after = (results.get(stage) for stage in STAGES)
-    assert before is not None
-    assert after is not None
-    if primed is None:
-        return {"grpo": after.difference(before)}
-    return {"priming": primed.difference(before), "grpo": after.difference(primed)}
+    """Each stage that ran against the evaluation just before it: ``priming``, ``grpo``, or one of them."""
+    before, primed, after = results["before"], results.get("after_priming"), results["after"]
+    found = {}
+    if primed is not None:
+        found["priming"] = primed.difference(before)
+    start = before if primed is None else primed
+    if after is not start:  # the very same result where there was no GRPO
+        found["grpo"] = after.difference(start)
+    return found
 
 
 def verdict(difference: Mapping[str, Estimate]) -> dict[str, list[str]]:
