@@ -11,7 +11,7 @@ from pathlib import Path
 from memtrain.assets.cache import cache_home
 from memtrain.assets.catalog import CORPORA, MODELS, Asset, AssetFile, Part
 from memtrain.assets.convert import convert_gguf, converted
-from memtrain.assets.fetch import fetch
+from memtrain.assets.download import fetch
 
 __all__ = ["CORPORA", "MODELS", "Asset", "AssetFile", "Part", "cache_home", "convert_gguf", "corpus_path", "model_path"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from memtrain.assets.cache import disk_errors, intact, locked, mark_verified, require_space, sha256_of
 from memtrain.assets.catalog import Asset
-from memtrain.assets.fetch import fetch
+from memtrain.assets.download import fetch
 from memtrain.assets.progress import working
 from memtrain.errors import UserError
 
