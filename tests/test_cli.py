@@ -158,8 +158,10 @@ def raising(pipeline: Any, error: BaseException) -> None:
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x/model"),
             3,
-            "the disk is full while writing runs/x/model",
+            "the disk of runs/x/model is full",
         ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x"), 3, "the disk of runs/x is full"),
+        (RuntimeError("Error while serializing: No space left on device (os error 28)"), 3, "is full"),
     ],
 )
 def test_failures_of_a_run(
@@ -170,6 +172,21 @@ def test_failures_of_a_run(
     said = capsys.readouterr().err
     assert piece in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_full_disk_without_a_file_name_is_found(
+    pipeline: Any, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+
+    def usage(path: Path) -> types.SimpleNamespace:
+        return types.SimpleNamespace(free=0 if path == full else 10**9)
+
+    monkeypatch.setattr("memtrain.cli.shutil.disk_usage", usage)
+    raising(pipeline, OSError(errno.ENOSPC, "No space left on device"))
+    assert cli.main(["train", recipe, "--out", str(full / "not" / "yet")]) == 3
+    assert f"the disk of {full}/not/yet is full" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_how_to_go_on(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +17,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from memtrain import __version__
-from memtrain.assets import CORPORA, MODELS
+from memtrain.assets import CORPORA, MODELS, cache_home
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe, builtin_recipes, load_recipe
 
@@ -186,11 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_interrupted(arguments), EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _disk_full(error):
             raise
-        place = f" while writing {error.filename}" if error.filename else ""
-        return _fail(f"the disk is full{place}; free some space and run the same command again", EXIT_DISK)
+        place = getattr(error, "filename", None) or _fullest(arguments)
+        return _fail(f"the disk of {place} is full; free some space there and run the same command again", EXIT_DISK)
     return 0
 
 
@@ -202,6 +204,24 @@ def _dispatch(arguments: list[str]) -> None:
     finally:
         # Here, not at the interpreter's exit, a reader that has gone is noticed while it can still be handled.
         sys.stdout.flush()
+
+
+def _disk_full(error: BaseException) -> bool:
+    # safetensors raises an error of its own, which carries the system's text alone.
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _fullest(arguments: Sequence[str]) -> Path:
+    """Of the folders a command writes to, the one on the disk with the least space left."""
+    places = [Path.cwd(), cache_home(), Path(tempfile.gettempdir())]
+    places += [Path(value) for flag, value in pairwise(arguments) if flag == "--out"]
+
+    def free(place: Path) -> int:
+        standing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+        return shutil.disk_usage(standing).free
+
+    return min(reversed(places), key=free)
 
 
 def _flat(overrides: Overrides) -> list[str]:
