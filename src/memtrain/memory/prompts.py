@@ -193,12 +193,13 @@ class Prompts:
 
     def instruction_tokens(self) -> dict[str, int]:
         """Tokens each kind of prompt takes beyond question, text and memory (template, instructions, headings)."""
-        bare = self.count(NO_MEMORY)
+        sign = "x"  # empty texts would let the line breaks around them merge
+        one = self.count(sign)
         return {
-            "write": len(self.write("", "", NO_MEMORY)) - bare,
-            "answer": len(self.answer("", NO_MEMORY)) - bare,
-            "recall": len(self.recall(NO_MEMORY, "")) - bare,
-            "full_context": len(self.full_context("", "")),
+            "write": len(self.write(sign, sign, sign)) - 3 * one,
+            "answer": len(self.answer(sign, sign)) - 2 * one,
+            "recall": len(self.recall(sign, sign)) - 2 * one,
+            "full_context": len(self.full_context(sign, sign)) - 2 * one,
         }
 
     def budget(self, context_tokens: int, question: str = QUESTION) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Task A, end-to-end masked reconstruction: read a document with one entity hidden, then name it (MemTrain 3.1).
 
-Two forms: a sampled answer that is checked, and the likelihood of the known answer given the last memory.
+Two forms: a sampled answer that is checked (:func:`rollout`), and the likelihood of the known answer given the last
+memory (``memory.reader.read``, then :func:`answer_scores`: no answer is sampled).
 Nothing here imports torch.
 """
 
@@ -39,38 +40,6 @@ async def rollout(
     )
     turn = await answer(engine, prompts, QUESTION, trajectory, answer_params)
     return replace(trajectory, turns=(*trajectory.turns, turn), answer=turn.text)
-
-
-async def rollout_likelihood(
-    engine: Engine,
-    prompts: Prompts,
-    document: TrainingDocument,
-    chunks: Sequence[str],
-    index: int,
-    write_params: SamplingParams,
-    baseline_logprob: float | None = None,
-    on_memory: MemoryCallback | None = None,
-) -> tuple[Trajectory, Likelihood]:
-    """One trajectory of T writes (no answer turn), and the score of the known answer given its last memory."""
-    trajectory = await read(
-        engine,
-        prompts,
-        QUESTION,
-        chunks,
-        write_params,
-        document_id=document.id,
-        index=index,
-        on_memory=on_memory,
-    )
-    score = await answer_scores(
-        engine,
-        prompts,
-        document,
-        trajectory.memories[-1],
-        step=len(trajectory.memories),
-        baseline_logprob=baseline_logprob,
-    )
-    return trajectory, score
 
 
 async def answer_scores(
