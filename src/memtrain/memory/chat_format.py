@@ -37,7 +37,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self._special = _special_texts(tokenizer)
-        self._special_pattern = re.compile("|".join(map(re.escape, self._special))) if self._special else None
+        self._special_pattern = _any_of(self._special)
+        self._control_pattern = _any_of([*self._special, THINK_OPEN, THINK_CLOSE])
         if self.has_template:
             self.head, self.tail = self._split_template()
             self.stop: tuple[str, ...] = ()
@@ -74,21 +75,18 @@ class ChatFormat:
         return joint[len(left) :] if joint[: len(left)] == left else self.encode(text)
 
     def neutral(self, text: str) -> str:
-        """The text with everything that would act as a special token made harmless.
+        """The text with everything that would act as a special token or a thinking tag made harmless.
 
         A space goes in after the first character (``<|im_end|>`` becomes ``< |im_end|>``): the text stays readable and
-        no tokenizer reads it as control. ``[MASK]`` and ``[TARGET]`` stay as they are. Without a template, headings
-        that would look like the sections of the plain format lose one ``#``.
+        no tokenizer reads it as control. ``[MASK]`` and ``[TARGET]`` stay as they are. Without a template, lines that
+        begin with ``###`` keep two signs: a third would look like a section of the plain format, and stop the reply.
         """
-        if self._special_pattern is not None:
-            # Inserting a space can complete no other special text that starts earlier, but a second look is cheap.
-            for _ in range(8):
-                changed = self._special_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-                if changed == text:
-                    break
-                text = changed
+        for _ in range(len(self._special) + 2):  # once is enough unless control texts overlap
+            text, count = self._control_pattern.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+            if not count:
+                break
         if not self.has_template:
-            text = re.sub(r"(?m)^###(?= *(?:Instruction|Response)\b)", "##", text)
+            text = re.sub(r"(?m)^#{3,}", "##", text)
         return text
 
     def text_of(self, completion_ids: Sequence[int]) -> str:
@@ -107,8 +105,7 @@ class ChatFormat:
             return ""
         for stop in self.stop:
             text = text.partition(stop)[0]
-        if self._special_pattern is not None:
-            text = self._special_pattern.sub("", text)
+        text = self._special_pattern.sub("", text)
         return text.strip().rstrip("\ufffd").rstrip()  # a cut inside a character leaves a replacement sign
 
     def _split_template(self) -> tuple[str, str]:
@@ -148,6 +145,11 @@ class ChatFormat:
         special = {token for text in self._special for token in self.encode(text) if len(self.encode(text)) == 1}
         after = self.encode(rendered.rpartition(_PLACEHOLDER)[2])
         return next(((token,) for token in after if token in special), fallback)
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of the texts; nothing at all where there is none."""
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
 def _special_texts(tokenizer: Any) -> list[str]:
