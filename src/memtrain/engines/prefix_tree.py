@@ -129,7 +129,8 @@ def pack_by_budget(sequences: Sequence[Sequence[int]], budget: int, min_shared: 
     for position, number in enumerate(order):
         length = len(rows[number])
         saved = common_prefix(rows[order[position - 1]], rows[number]) if position else 0
-        extra = length - (saved if saved >= min_shared else 0)
+        # A stem ends at its weakest link, which may lie up to ``min_shared - 1`` tokens below this one.
+        extra = length - max(0, saved - min_shared + 1)
         if not batches or used + extra > budget:
             batches.append([number])
             used = length
