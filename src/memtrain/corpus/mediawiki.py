@@ -20,10 +20,7 @@ from mwxml.iteration.site_info import SiteInfo
 from memtrain.corpus.pages import Page, Paragraph, ReadReport
 from memtrain.corpus.wikitext import FORMULA, has_leftover_markup, paragraphs_of
 
-_UNFINISHED = {
-    expat.codes[message]
-    for message in (expat.XML_ERROR_NO_ELEMENTS, expat.XML_ERROR_UNCLOSED_TOKEN, expat.XML_ERROR_UNCLOSED_CDATA_SECTION)
-}
+_UNFINISHED = (expat.XML_ERROR_NO_ELEMENTS, expat.XML_ERROR_UNCLOSED_TOKEN, expat.XML_ERROR_UNCLOSED_CDATA_SECTION)
 _FILE, _CATEGORY = 6, 14
 
 
@@ -46,8 +43,9 @@ def read_dump(handle: IO[bytes], where: str, report: ReadReport) -> Iterator[Pag
     except (OSError, zlib.error) as error:
         report.skip(where, f"damaged: {error}")
     except ParseError as error:
-        code = getattr(error, "code", None)
-        report.skip(where, "truncated" if code in _UNFINISHED else f"broken XML: {str(error)[:100]}")
+        # mwxml rewraps some of these without their code, so the message tells.
+        message = str(error)
+        report.skip(where, "truncated" if message.startswith(_UNFINISHED) else f"broken XML: {message[:100]}")
 
 
 def _pages(root: Any, where: str, report: ReadReport) -> Iterator[Page]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.assets import cache_home
-from memtrain.corpus import mediawiki, pages, templates, wikitext
+from memtrain.corpus import mediawiki, pages, templates, tidy, wikitext
 from memtrain.corpus.pages import ReadReport, Skipped
 from memtrain.recipe import CorpusSettings
 from memtrain.types import Entity, Passage
@@ -98,7 +98,7 @@ class Store:
 def _code() -> str:
     """Checksum of the modules that decide what a passage is: a change there makes old files unused."""
     digest = hashlib.sha256()
-    for module in (mediawiki, pages, templates, wikitext):
+    for module in (mediawiki, pages, templates, tidy, wikitext):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from memtrain.corpus.pages import Page, Paragraph, ReadReport, plain_paragraphs
-from memtrain.corpus.wikitext import close_holes, has_leftover_markup
+from memtrain.corpus.tidy import close_holes
+from memtrain.corpus.wikitext import has_leftover_markup
 
 LINE_BYTES = 1 << 22
 """A longer line is read in pieces, cut at spaces."""

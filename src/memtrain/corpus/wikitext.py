@@ -16,10 +16,14 @@ from mwparserfromhell import nodes
 
 from memtrain.corpus.pages import Link, Paragraph
 from memtrain.corpus.templates import render
+from memtrain.corpus.tidy import tidy
 
 FORMULA = "\ufffc"
 """Stands in a paragraph where a formula was, so that the paragraph can be told from one that is whole."""
 _BREAK = "\n\n"
+MAX_DEPTH = 100
+"""Deepest nesting of brackets that is parsed; the parser's time explodes on thousands that are never closed."""
+_BRACKETS = re.compile(r"\{\{|\}\}|\[\[|\]\]")
 
 _COMMENT_LINE = re.compile(r"(?<=\n)[ \t]*<!--(?:(?!-->).)*-->[ \t]*\n|<!--.*?-->", re.S)
 _REFERENCE = re.compile(r"<ref\b[^<>]*?/\s*>|<ref\b[^<>]*>.*?</ref\s*>", re.S | re.I)
@@ -85,19 +89,7 @@ _OTHER_NAMESPACES = frozenset(
     }
 )
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?|simple")
-_QUOTES = re.compile(r"'{2,}")
 _LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|</?[a-zA-Z][^<>]*>|<!--|-->|&[a-zA-Z]+;|__[A-Z]{3,}__|\|\|")
-# What a template that went out leaves behind: "( ; born 1950)", "( , )", "()"; run until nothing changes.
-_HOLES = (
-    re.compile(r"\(\s*(?:[,;:/–—-]|\bor\b|\band\b)?[\s,;:/]*\)|\[\s*\]"),
-    re.compile(r"(?<=\()\s*[,;:]+\s*"),
-    re.compile(r"[\s,;:]+(?=\))"),
-    re.compile(r"(?<=\()\s+"),
-)
-_SPACE_BEFORE = re.compile(r"\s+(?=[,.](?:\s|$))")
-_SPACES = re.compile(r"\s+")
-
-Edit = tuple[int, int, str]
 
 
 def paragraphs_of(
@@ -106,18 +98,24 @@ def paragraphs_of(
     """Paragraphs of one page in order, with links; formulas are marked by :data:`FORMULA`.
 
     ``file_namespaces`` are the lower-case names of the wiki's file and category namespaces, ``namespaces`` of all
-    others, as its dump gives them. Raises whatever mwparserfromhell raises on text it cannot parse.
+    others, as its dump gives them. Raises ValueError for brackets nested (or never closed) more than :data:`MAX_DEPTH`
+    deep, and whatever mwparserfromhell raises on text it cannot parse.
     """
     text = _REFERENCE.sub("", _COMMENT_LINE.sub("", wikitext))
+    if _depth(text) > MAX_DEPTH:
+        raise ValueError(f"brackets nested more than {MAX_DEPTH} deep")
     code = mwparserfromhell.parse(_MAGIC_WORD.sub("", text), skip_style_tags=True)
     flow = _Flow(DROPPED_NAMESPACES | set(file_namespaces), _OTHER_NAMESPACES | set(namespaces))
     flow.walk(code.nodes)
     yield from flow.paragraphs()
 
 
-def close_holes(text: str) -> str:
-    """Brackets that hold nothing, or begin or end with a mark, as texts have them where a template went out."""
-    return _tidy(text, []).text
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for match in _BRACKETS.finditer(text):
+        depth = depth + 1 if match[0] in ("{{", "[[") else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def has_leftover_markup(text: str) -> bool:
@@ -241,7 +239,7 @@ class _Flow:
                 if pending.start >= start and pending.end <= end and (not inside or pending.start >= inside[-1].end):
                     inside.append(Link(pending.start - start, pending.end - start, pending.target))
                 pending = next(links, None)
-            paragraph = _tidy(text[start:end], inside)
+            paragraph = tidy(text[start:end], inside)
             if paragraph.text:
                 yield paragraph
 
@@ -266,70 +264,3 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
         position += len(line)
     if start is not None:
         yield start, position
-
-
-def _tidy(text: str, links: list[Link]) -> Paragraph:
-    """Quotes that mark bold and italics out, holes closed, white space collapsed; links follow."""
-    text, links = _apply(text, links, _quote_edits(text))
-    before = ""
-    while before != text:  # a hole may lie in a hole
-        before = text
-        for pattern in _HOLES:
-            text, links = _apply(text, links, [(m.start(), m.end(), "") for m in pattern.finditer(text)])
-    text, links = _apply(text, links, [(m.start(), m.end(), " ") for m in _SPACES.finditer(text) if m[0] != " "])
-    text, links = _apply(text, links, [(m.start(), m.end(), "") for m in _SPACE_BEFORE.finditer(text)])
-    lead, tail = len(text) - len(text.lstrip()), len(text.rstrip())
-    kept = []
-    for link in links:
-        surface = text[link.start : link.end]
-        start, end = link.start + len(surface) - len(surface.lstrip()), link.end - len(surface) + len(surface.rstrip())
-        if start < end:
-            kept.append(Link(start - lead, end - lead, link.target))
-    return Paragraph(text[lead:tail], tuple(kept))
-
-
-def _quote_edits(text: str) -> list[Edit]:
-    """Which runs of apostrophes are markup: MediaWiki's doQuotes, line by line, in short.
-
-    Two are italics, three bold, five both; four are an apostrophe and bold, more than five apostrophes and both. With
-    odd bold and odd italics on a line one bold was an apostrophe and italics (``''Time'''s``).
-    """
-    edits: list[Edit] = []
-    position = 0
-    for line in text.splitlines(keepends=True):
-        runs = list(_QUOTES.finditer(line))
-        sizes = [5 if len(m[0]) > 5 else 3 if len(m[0]) == 4 else len(m[0]) for m in runs]
-        bold, italics = sum(size in (3, 5) for size in sizes), sum(size in (2, 5) for size in sizes)
-        if bold % 2 and italics % 2:
-            candidates = [i for i, size in enumerate(sizes) if size == 3]
-            candidates.sort(key=lambda i: runs[i].start() == 0 or line[runs[i].start() - 1].isspace())
-            if candidates:
-                sizes[candidates[0]] = 2
-        for run, size in zip(runs, sizes, strict=True):
-            edits.append((position + run.start(), position + run.end(), "'" * (len(run[0]) - size)))
-        position += len(line)
-    return edits
-
-
-def _apply(text: str, links: list[Link], edits: list[Edit]) -> tuple[str, list[Link]]:
-    """Make edits (apart, ascending) and move the links along; an edge of a link inside an edit moves to its end."""
-    if not edits:
-        return text, links
-    pieces: list[str] = []
-    moved: dict[int, int] = {}
-    marks = sorted({edge for link in links for edge in (link.start, link.end)})
-    position = shift = index = 0
-    for start, end, replacement in edits:
-        pieces += (text[position:start], replacement)
-        while index < len(marks) and marks[index] <= start:
-            moved[marks[index]] = marks[index] + shift
-            index += 1
-        shift += len(replacement) - (end - start)
-        while index < len(marks) and marks[index] < end:
-            moved[marks[index]] = end + shift
-            index += 1
-        position = end
-    for mark in marks[index:]:
-        moved[mark] = mark + shift
-    pieces.append(text[position:])
-    return "".join(pieces), [Link(moved[link.start], moved[link.end], link.target) for link in links]
