@@ -69,7 +69,7 @@ _DATES = (
 )
 _MONEY = (
     rf"(?:{_L}[A-Z]{{1,3}})?[{CURRENCY}]{_GAP}?{_NUM}(?:{_GAP}?(?:{_SCALE}|[mk]))?{_R}",
-    rf"{_L}{_NUM}(?:{_GAP}?{_SCALE})?{_GAP}?(?:[{CURRENCY}]|{_COINS}{_R})",
+    rf"{_L}{_NUM}(?:{_GAP}?{_SCALE})?{_GAP}?(?:[{CURRENCY}](?!{_GAP}?\d)|{_COINS}{_R})",
 )
 _PERCENT = (
     rf"{_L}{_NUM}(?:{_GAP}?[-–]{_GAP}?{_NUM})?{_GAP}?[%‰％٪]",
@@ -103,7 +103,7 @@ _PARTICLE = (
 )
 _NAME_GAP = r"(?:[ \u00a0]|\n(?!\n))"
 _PART = rf"(?:{_ABBREVIATION}|{_INITIALS}|(?:(?:al|el|d|l)[-'’])?{_CAPITAL})"
-NAME = rf"(?<![\w{MARKS}]){_PART}(?:{_NAME_GAP}(?:{_PARTICLE}{_NAME_GAP})?{_PART})*"
+NAME = rf"{_L}(?<![{MARKS}]){_PART}(?:{_NAME_GAP}(?:{_PARTICLE}{_NAME_GAP})?{_PART})*"
 """A run of capitalised words, initials and abbreviations, joined by spaces and particles; whatever the script."""
 ACRONYM = re.compile(rf"(?:[{UPPER}]\.){{2,}}(?:[{UPPER}](?!\w))?|[{UPPER}][{UPPER}\d&]*[{UPPER}](?:-?\d+)?s?")
 ROMAN = re.compile(r"[IVXLCDM]+")

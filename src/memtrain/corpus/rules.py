@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from memtrain.corpus import patterns
+from memtrain.corpus.masking import occurrences
 from memtrain.corpus.patterns import ABBREVIATIONS
 from memtrain.corpus.scripts import UPPER
 from memtrain.types import Entity, Passage
@@ -106,23 +107,31 @@ class RulesFinder:
 
     def _names(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Split a run of capitalised words where a word of it only starts a sentence or is a function word."""
-        run_start = None
-        run_end = start
+        run: list[tuple[int, int]] = []
         for piece in _PIECE.finditer(text, start, end):
-            word = _bare(piece.group())
-            first = _starts_sentence(text, piece.start())
-            if self._is_small(word, first):
-                if run_start is not None:
-                    yield self._tidy(text, run_start, run_end)
-                    run_start = None
-            else:
-                if run_start is None:
-                    if piece.group()[0].islower() and not _UPPER.search(piece.group()):
-                        continue  # a particle that has lost the name before it
-                    run_start = piece.start()
-                run_end = piece.end()
-        if run_start is not None:
-            yield self._tidy(text, run_start, run_end)
+            if self._is_small(_bare(piece.group()), _starts_sentence(text, piece.start())):
+                yield from self._close(text, run)
+                run = []
+            elif run or _UPPER.search(piece.group()):  # not a particle that has lost the name before it
+                run.append(piece.span())
+                if piece.group().endswith(("'s", "’s")):  # "Algeria's Soviet allies" are two things
+                    yield from self._close(text, run)
+                    run = []
+        yield from self._close(text, run)
+
+    def _close(self, text: str, run: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """The name of a run of words, unless it is one word that nothing but a sentence start may have capitalised."""
+        if not run:
+            return
+        start, end = self._tidy(text, run[0][0], run[-1][1])
+        word = text[start:end]
+        alone = len(word.split()) == 1 and word != word.upper() and _starts_sentence(text, start)
+        if not alone or word.lower() in self._capital or self._inside_sentence(text, word):
+            yield start, end
+
+    @staticmethod
+    def _inside_sentence(text: str, word: str) -> bool:
+        return any(not _starts_sentence(text, start) for start, _ in occurrences(text, word))
 
     def _is_small(self, word: str, first: bool) -> bool:
         lowered = word.lower()
@@ -132,7 +141,7 @@ class RulesFinder:
             return len(word) > 1 or first or lowered == "i"
         if not first:
             return False
-        # Unknown words at a sentence start are kept: a rare name is likelier than a word seen nowhere else.
+        # A word never seen small is kept here: "Zosimos" in front of "of Panopolis" starts a name.
         return lowered in self._small and lowered not in self._capital
 
     @staticmethod
