@@ -98,11 +98,12 @@ class DecodePlan:
         self.own_lengths_B += 1
 
 
-_plan: PackedPlan | DecodePlan | None = None
+Plan = PackedPlan | DecodePlan | None
+_plan: Plan = None
 
 
 @contextlib.contextmanager
-def planned(plan: PackedPlan | DecodePlan) -> Iterator[None]:
+def planned(plan: Plan) -> Iterator[None]:
     """Run forward passes under a plan. A plain global: the engine runs one forward pass at a time."""
     global _plan
     before, _plan = _plan, plan
@@ -110,6 +111,11 @@ def planned(plan: PackedPlan | DecodePlan) -> Iterator[None]:
         yield
     finally:
         _plan = before
+
+
+def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """For gradient checkpointing: a layer runs anew in the backward pass, when its plan is no longer in force."""
+    return contextlib.nullcontext(), planned(_plan)
 
 
 def attention(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
 from memtrain.engines.prefix_tree import build_prefix_tree, pack_by_budget
+from memtrain.engines.torch.attention import checkpoint_contexts
 from memtrain.engines.torch.batching import Batcher
 from memtrain.engines.torch.forward import completion_logprobs
 from memtrain.engines.torch.model import LoadedModel
@@ -55,7 +56,9 @@ class TorchEngine:
         self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples)
         self._score_queue: Batcher[ScoreRequest, list[float]] = Batcher(self._run_scores)
         if gradient_checkpointing:
-            loaded.base.gradient_checkpointing_enable({"use_reentrant": False})
+            base = loaded.base  # transformers renames the method; both take the same settings
+            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+            enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
             loaded.model.train()  # transformers checkpoints in train mode only
             for module in loaded.model.modules():
                 if isinstance(module, torch.nn.Dropout):

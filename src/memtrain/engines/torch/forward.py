@@ -54,16 +54,17 @@ def completion_logprobs(
     Logits are computed at completion positions only and by chunks, recomputed in the backward pass, so that they never
     stand in memory for a whole batch.
     """
-    # The last token predicts nothing that is asked for, so it is not run.
-    rows = [(*prompt, *completion)[:-1] for prompt, completion in zip(prompts, completions, strict=True)]
+    # The last token predicts nothing that is asked for, so it is not run; nor is a prompt without a completion.
+    pairs = list(zip(prompts, completions, strict=True))
+    rows = [(*prompt, *completion)[:-1] if completion else () for prompt, completion in pairs]
+    if not any(rows):
+        return torch.zeros(0, device=loaded.device)
     hidden, tree = packed_hidden(loaded, rows, min_shared)
     index: list[int] = []
     target: list[int] = []
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    for number, (prompt, completion) in enumerate(pairs):
         index += tree.packed_indices(number, len(prompt) - 1, len(prompt) - 1 + len(completion))
         target += completion
-    if not target:
-        return hidden.new_zeros(0, dtype=torch.float32)
     hidden_T = hidden[torch.tensor(index, device=loaded.device)]
     target_T = torch.tensor(target, device=loaded.device)
     return token_logprobs(loaded, hidden_T, target_T, temperature)
