@@ -6,7 +6,6 @@ dump may lack, and keeps an empty element for every page it has seen.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 from xml.etree.ElementTree import ParseError
@@ -17,7 +16,7 @@ from mwxml.element_iterator import ElementIterator
 from mwxml.errors import MalformedXML
 from mwxml.iteration.site_info import SiteInfo
 
-from memtrain.corpus.pages import Page, Paragraph, ReadReport
+from memtrain.corpus.pages import DAMAGED, Page, Paragraph, ReadReport
 from memtrain.corpus.wikitext import FORMULA, has_leftover_markup, paragraphs_of
 
 _UNFINISHED = (expat.XML_ERROR_NO_ELEMENTS, expat.XML_ERROR_UNCLOSED_TOKEN, expat.XML_ERROR_UNCLOSED_CDATA_SECTION)
@@ -40,8 +39,10 @@ def read_dump(handle: IO[bytes], where: str, report: ReadReport) -> Iterator[Pag
         report.skip(where, "truncated")
     except EOFError:
         report.skip(where, "truncated")
-    except (OSError, zlib.error) as error:
+    except DAMAGED as error:
         report.skip(where, f"damaged: {error}")
+    except (ValueError, LookupError) as error:
+        report.skip(where, f"broken XML: {error}")
     except ParseError as error:
         # mwxml rewraps some of these without their code, so the message tells.
         message = str(error)

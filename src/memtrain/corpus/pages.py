@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+DAMAGED = (OSError, zlib.error, lzma.LZMAError)
+"""What damaged compressed files raise; one that ends early raises EOFError."""
 LISTED = 1000
 """So many skipped things are listed with their place; the rest are counted."""
 

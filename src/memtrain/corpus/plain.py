@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import html
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO
 
-from memtrain.corpus.pages import Page, Paragraph, ReadReport, plain_paragraphs
+from memtrain.corpus.pages import DAMAGED, Page, Paragraph, ReadReport, plain_paragraphs
 from memtrain.corpus.tidy import close_holes
 from memtrain.corpus.wikitext import has_leftover_markup
 
@@ -48,7 +47,7 @@ def decoded_lines(handle: IO[bytes], where: str, report: ReadReport) -> Iterator
                 report.skip(f"{where}: line {number}", f"not UTF-8 (byte {error.start + 1})")
     except EOFError:
         report.skip(where, "truncated")
-    except (OSError, zlib.error) as error:
+    except DAMAGED as error:
         report.skip(where, f"damaged: {error}")
     if carry:
         yield number + 1, carry.decode("utf-8", errors="replace").rstrip("\r\n")

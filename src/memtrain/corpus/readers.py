@@ -17,7 +17,7 @@ from typing import IO
 from memtrain import assets
 from memtrain.corpus import parsed_cache, plain, records
 from memtrain.corpus.mediawiki import read_dump
-from memtrain.corpus.pages import Page, Paragraph, ReadReport, Skipped, cut
+from memtrain.corpus.pages import DAMAGED, Page, Paragraph, ReadReport, Skipped, cut
 from memtrain.errors import UserError
 from memtrain.recipe import CorpusSettings
 from memtrain.types import Entity, Passage
@@ -214,7 +214,7 @@ def _head(handle: IO[bytes], where: str, report: ReadReport) -> bytes | None:
     except EOFError:
         report.skip(where, "truncated")
         return None
-    except (OSError, lzma.LZMAError) as error:
+    except DAMAGED as error:
         report.skip(where, f"damaged: {error}")
         return None
     if not head:

@@ -38,16 +38,22 @@ def read_parquet(path: Path, where: str, settings: CorpusSettings, report: ReadR
             if settings.text_field not in names:
                 raise NoTextColumn(where, settings.text_field, names)
             columns = [name for name in (settings.text_field, settings.title_field) if name in names]
-            yield from pages_of(_parquet_rows(file, columns, where), where, settings, report)
-    except (pa.ArrowException, OSError) as error:
-        report.skip(where, f"not readable as Parquet: {str(error).splitlines()[0][:100]}")
+            yield from pages_of(_parquet_rows(file, columns, where, report), where, settings, report)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        report.skip(where, f"not readable as Parquet: {' '.join(str(error).split())[:100]}")
 
 
-def _parquet_rows(file: Any, columns: list[str], where: str) -> Iterator[Row]:
-    number = itertools.count(1)
+def _parquet_rows(file: Any, columns: list[str], where: str, report: ReadReport) -> Iterator[Row]:
+    number = 0
     for batch in file.iter_batches(batch_size=1024, columns=columns):
-        for row in batch.to_pylist():
-            yield f"{where}:{next(number)}", row
+        for index in range(batch.num_rows):
+            number += 1
+            try:
+                row = {name: batch.column(name)[index].as_py() for name in columns}
+            except UnicodeDecodeError:
+                report.skip(f"{where}:{number}", "not UTF-8")
+                continue
+            yield f"{where}:{number}", row
 
 
 def read_json(handle: IO[bytes], where: str, settings: CorpusSettings, report: ReadReport) -> Iterator[Page]:
