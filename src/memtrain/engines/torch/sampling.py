@@ -65,7 +65,8 @@ def sample_batch(
     prefix_B = plan.prefix_lengths_G.repeat_interleave(members)
     for _ in range(limit):
         plan.begin_step()
-        positions = (prefix_B + plan.own_lengths_B)[:, None]
+        # Slots that are done run on beside the others; a table of absolute positions may end before they do.
+        positions = (prefix_B + plan.own_lengths_B)[:, None].clamp_(max=loaded.context_tokens - 1)
         with planned(plan):
             hidden = loaded.decoder(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
         plan.end_step()
@@ -104,7 +105,8 @@ def _append(
 
 
 def _ends_with_stop(loaded: LoadedModel, tokens: list[int], stop: tuple[str, ...]) -> bool:
-    tail = loaded.tokenizer.decode(tokens[-(max(map(len, stop)) + 4) :])
+    # A token may be a single byte; the margin is for one that began before the stop text.
+    tail = loaded.tokenizer.decode(tokens[-(max(len(text.encode()) for text in stop) + 4) :])
     return any(text in tail for text in stop)
 
 
@@ -251,6 +253,8 @@ def draw(
     total = cumulative[:, -1:]
     # Drawn on the CPU so that one seed gives one stream on every device.
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(total)
+    # Rounded to float32 it may become 1, which lies behind the last token that has any mass.
+    uniform.clamp_(max=1 - torch.finfo(total.dtype).eps / 2)
     tokens = torch.searchsorted(cumulative, uniform * total, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
     if bool(greedy.any()):
         tokens = torch.where(greedy, logits.argmax(-1), tokens)
