@@ -1,0 +1,45 @@
+# Two commands set up everything: `make demo` and `make test`. PYTHON picks the interpreter, VENV the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# -m pip everywhere: the environment's own pip, whatever stands first on PATH.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow test-gpu lint setup setup-test clean
+
+demo: setup  ## set-up and the main job: raw Wikipedia in, a trained memory out
+	$(BIN)/memtrain demo
+
+test: setup-test  ## set-up and every test that needs no GPU and under ten seconds
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: setup-test  ## the long ones: the default model end to end
+	$(PYTEST) -m "slow and not gpu"
+
+test-gpu: setup-test  ## needs a CUDA device
+	$(PYTEST) -m gpu
+
+lint: setup-test  ## style and types
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+setup-test: $(VENV)/.ready-test
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("memtrain needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --progress-bar on -c constraints.txt -e ".[lora]"
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(PIP) install --progress-bar on -c constraints.txt -e ".[test]"
+	@touch $@
+
+clean:  ## remove the environment (runs and the download cache stay)
+	rm -rf $(VENV)
