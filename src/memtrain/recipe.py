@@ -182,6 +182,8 @@ class TrainSettings(Section):
     """Low-variance KL to the start model; 0 skips its forward pass."""
     recall_cross_entropy: float = Field(0.1, ge=0)
     """Likelihood rewards: weight of the cross-entropy of the known answers."""
+    known_answer_samples: int = Field(0, ge=0)
+    """Likelihood rewards: trajectories of a group whose memories train each known answer; 0: all of them."""
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Denominator of the ratio."""
     micro_batch_tokens: int = Field(16_384, ge=64)

@@ -94,7 +94,7 @@ async def _episodes(
             )
         )
         found = Episodes(document, list(trajectories), [score.gain for score in scores], probes=probes)
-        found.known += [score.turn for score in scores]
+        found.known += [scores[place].turn for place in _trained_on(recipe, size, rng)]
     else:
         drawn = await asyncio.gather(
             *(rollout(engine, prompts, document, chunks, i, write, reply) for i in range(size))
@@ -102,7 +102,7 @@ async def _episodes(
         golds = [document.answer, *document.aliases]
         kind = recipe.tasks.reconstruction_reward
         found = Episodes(document, list(drawn), [text_reward(kind, t.answer, golds) for t in drawn], probes=probes)
-    await _probe_memories(engine, prompts, found, recipe, reply)
+    await _probe_memories(engine, prompts, found, recipe, reply, rng)
     found.rewards = trajectory_rewards(found.e2e, found.recall, recipe.tasks.mode, recipe.tasks.recall_weight)
     found.groups.insert(0, reconstruction_group(document, found.trajectories, found.rewards))
     surfaces = surfaces_by_chunk(chunks, document.mentions)
@@ -112,7 +112,7 @@ async def _episodes(
 
 
 async def _probe_memories(
-    engine: Engine, prompts: Prompts, found: Episodes, recipe: Recipe, reply: SamplingParams
+    engine: Engine, prompts: Prompts, found: Episodes, recipe: Recipe, reply: SamplingParams, rng: random.Random
 ) -> None:
     """Ask every trajectory the same probes; fills ``recall`` and, by the kind of reward, groups or known answers."""
     trajectories, probes = found.trajectories, found.probes
@@ -131,7 +131,9 @@ async def _probe_memories(
                 for probe, baseline in zip(probes, baselines, strict=True)
             )
         )
-        found.known += [score.turn for score in scores]
+        for number in range(len(probes)):
+            for place in _trained_on(recipe, len(trajectories), rng):
+                found.known.append(scores[place * len(probes) + number].turn)
         values = [score.gain for score in scores]
         found.recall = [values[i * len(probes) : (i + 1) * len(probes)] for i in range(len(trajectories))]
         return
@@ -152,6 +154,12 @@ async def _probe_memories(
         found.groups.append(recall_group(found.document.id, trajectories[place].index, probe_number, turns, rewards))
     if not probes:
         found.recall = [[] for _ in trajectories]
+
+
+def _trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
+    """Trajectories whose memory trains a known answer: G copies of one question teach little more than a few."""
+    n = recipe.train.known_answer_samples
+    return sorted(rng.sample(range(size), n)) if 0 < n < size else list(range(size))
 
 
 def _metrics(episodes: list[Episodes]) -> dict[str, float]:

@@ -53,13 +53,12 @@ class Trainer:
     async def prime(self, start: int = 0) -> None:
         """Supervised steps ``start + 1 .. priming.steps`` on pairs made from the text itself."""
         settings = self.recipe.priming
-        loss = LossConfig(kl_coef=0.0, cross_entropy_coef=1.0)
 
         async def step(number: int) -> dict[str, float]:
-            documents = self._batch("priming", number, settings.documents_per_step)
+            documents = self.batch("priming", number, settings.documents_per_step)
             rows = [row for document in documents for row in self.pairs_of(document, number)]
             warm = min(1.0, number / max(1, settings.steps // 10))
-            return await self.engine.update(rows, loss, self._optimiser(settings.lr * warm))
+            return await self.supervise(rows, settings.lr * warm)
 
         await self._loop("priming", start, settings.steps, step)
 
@@ -68,14 +67,17 @@ class Trainer:
         if start == 0 and self.recipe.train.kl_coef > 0:
             await self.engine.anchor()
 
-        async def step(number: int) -> dict[str, float]:
-            experience = await self.collect(number)
-            self._show(experience, number)
-            began = time.perf_counter()
-            metrics = await self.learn(experience, number)
-            return experience.metrics | metrics | {"update_seconds": time.perf_counter() - began}
+        await self._loop("grpo", start, self.recipe.train.steps, self.grpo_step)
 
-        await self._loop("grpo", start, self.recipe.train.steps, step)
+    async def grpo_step(self, number: int) -> dict[str, float]:
+        """Step ``number`` (from 1): roll out, reward, compare, update once."""
+        experience = await self.collect(number)
+        self._show(experience, number)
+        return experience.metrics | await self.learn(experience, number)
+
+    async def supervise(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
+        """One optimiser step of plain cross-entropy."""
+        return await self.engine.update(rows, LossConfig(kl_coef=0.0, cross_entropy_coef=1.0), self._optimiser(lr))
 
     def pairs_of(self, document: TrainingDocument, step: int) -> list[Row]:
         """Priming rows of one document at one step."""
@@ -85,7 +87,7 @@ class Trainer:
 
     async def collect(self, number: int) -> Experience:
         """The experience of GRPO step ``number`` (from 1)."""
-        documents = self._batch("grpo", number, self.recipe.train.documents_per_step)
+        documents = self.batch("grpo", number, self.recipe.train.documents_per_step)
         return await collect(self.engine, self.prompts, documents, self.recipe, number)
 
     async def learn(self, experience: Experience, number: int) -> dict[str, float]:
@@ -138,7 +140,7 @@ class Trainer:
         train = self.recipe.train
         return OptimiserConfig(lr=lr, weight_decay=train.weight_decay, grad_clip=train.grad_clip)
 
-    def _batch(self, stage: str, number: int, size: int) -> list[TrainingDocument]:
+    def batch(self, stage: str, number: int, size: int) -> list[TrainingDocument]:
         """Documents of step ``number``: consecutive places of a fresh shuffle every epoch, by the seed alone."""
         chosen = []
         for place in range((number - 1) * size, number * size):
