@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from memtrain import assets
-from memtrain.assets import cache, catalog, download, progress
+from memtrain.assets import cache, catalog, convert, download, progress
 from memtrain.errors import UserError
 
 CONTENT = b"the quick brown fox\n" * 500
@@ -232,11 +232,34 @@ def test_file_that_is_no_gguf_is_the_users_mistake(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf"]
 
 
-def test_converted_tokenizer_is_the_published_one() -> None:
+def test_own_gguf_file_is_converted_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "own.gguf"
+    source.write_bytes(b"weights")
+    made: list[Path] = []
+
+    def convert_stand_in(file: Path, folder: Path) -> None:
+        made.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(file.read_bytes())
+        cache.mark_verified(folder, {"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
+
+    monkeypatch.setattr(convert, "convert_gguf", convert_stand_in)
+    first = assets.model_path(str(source))
+    assert first is not None
+    assert assets.model_path(str(source)) == first
+    assert len(made) == 1
+    (first / "model.safetensors").write_bytes(b"damaged")
+    assert assets.model_path(str(source)) == first
+    assert (first / "model.safetensors").read_bytes() == b"weights"
+    source.write_bytes(b"other weights")
+    assert assets.model_path(str(source)) != first
+
+
+def test_converted_tokenizer_is_the_published_one(default_model: Path) -> None:
     """By the published tokenizer.json: single digits first, byte-level pieces next, one id for each special token."""
     from transformers import AutoTokenizer
 
-    folder = assets.model_path("smollm2-135m")
+    folder = default_model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|im_end|>", 2, 2)
     assert tokenizer("<|im_start|>user\nHi<|im_end|>\n")["input_ids"] == [1, 4093, 198, 26843, 2, 198]
@@ -249,6 +272,6 @@ def test_converted_tokenizer_is_the_published_one() -> None:
     hello = [{"role": "user", "content": "Hi"}]
     chat = tokenizer.apply_chat_template(hello, tokenize=False, add_generation_prompt=True)
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    config = json.loads((Path(str(folder)) / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert (config["tie_word_embeddings"], config["eos_token_id"], config["dtype"]) == (True, 2, "bfloat16")
     assert "quantization_config" not in config

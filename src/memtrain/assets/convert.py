@@ -6,17 +6,18 @@ The only place in this package that imports torch, and only inside the function 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from memtrain.assets.cache import disk_errors, intact, locked, mark_verified, require_space, sha256_of
+from memtrain.assets.cache import cache_home, disk_errors, intact, locked, mark_verified, require_space, sha256_of
 from memtrain.assets.catalog import Asset
 from memtrain.assets.download import fetch
 from memtrain.assets.progress import working
@@ -24,6 +25,8 @@ from memtrain.errors import UserError
 
 VERSION = 1
 """Raise it when a conversion would give other files: old folders are then left alone and made anew."""
+BYTES_PER_SECOND = 6e6
+"""GGUF bytes converted in a second on one slow core: what the announced time is reckoned with."""
 
 
 def converted(asset: Asset) -> Path:
@@ -31,19 +34,30 @@ def converted(asset: Asset) -> Path:
 
     It lies beside the GGUF's own folder; a folder with a missing or changed file is made anew.
     """
-    from memtrain.assets.cache import cache_home
-
     file = asset.files[0]
-    folder = cache_home() / "models" / f"{asset.name}-bf16-{file.sha256[:8]}-v{VERSION}"
+    return _convert_once(f"{asset.name}-bf16-{file.sha256[:8]}", lambda: fetch(asset) / file.name, asset.name)
+
+
+def converted_file(source: Path) -> Path:
+    """Folder in transformers format of a user's own GGUF file; made anew when the file changes."""
+    stat = source.stat()
+    key = f"{source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    name = f"{source.stem}-bf16-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return _convert_once(name, lambda: source, source.name)
+
+
+def _convert_once(name: str, source: Callable[[], Path], label: str) -> Path:
+    folder = cache_home() / "models" / f"{name}-v{VERSION}"
     if intact(folder):
         return folder
-    source = fetch(asset) / file.name
+    file = source()
     with disk_errors(folder), locked(folder):
         if intact(folder):  # another process was faster
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        with working(f"converting {asset.name} to safetensors, once (about 15 s for 135 M parameters)"):
-            convert_gguf(source, folder)
+        seconds = max(5, round(file.stat().st_size / BYTES_PER_SECOND))
+        with working(f"converting {label} to safetensors, once (about {seconds} s)"):
+            convert_gguf(file, folder)
     return folder
 
 
