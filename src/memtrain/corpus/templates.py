@@ -111,6 +111,8 @@ def render(template: Any) -> Shown:
         return ("", values[1], "")
     if name.startswith(_LANGUAGE_PREFIX) and values:
         return ("", values[0], "")
+    if name == "pop density":
+        return _density([str(value).strip() for value in values])
     if name in {"convert", "cvt", "conv"}:
         return _convert([str(value).strip() for value in values])
     if name in {"frac", "fraction", "sfrac"}:
@@ -150,8 +152,23 @@ def _convert(values: list[str]) -> str | None:
     if len(values) < 2:
         return None
     if values[1] in _RANGE_WORDS and len(values) > 3:
-        return f"{values[0]}{_RANGE_WORDS[values[1]]}{values[2]} {_unit(values[3])}"
-    return f"{values[0]} {_unit(values[1])}"
+        return f"{_grouped(values[0])}{_RANGE_WORDS[values[1]]}{_grouped(values[2])} {_unit(values[3])}"
+    return f"{_grouped(values[0])} {_unit(values[1])}"
+
+
+def _grouped(number: str) -> str:
+    """``640081.87`` -> ``640,081.87``, as the page shows it."""
+    whole, dot, rest = number.partition(".")
+    return f"{int(whole):,}{dot}{rest}" if whole.isascii() and whole.isdigit() and len(whole) > 4 else number
+
+
+def _density(values: list[str]) -> str | None:
+    """``{{pop density|3645257|640081.87|km2}}`` -> ``5.7/km²``."""
+    try:
+        people, area = (float(value.replace(",", "")) for value in values[:2])
+        return f"{people / area:,.1f}/{_unit(values[2])}"
+    except (ValueError, IndexError, ZeroDivisionError):
+        return None
 
 
 def _unit(code: str) -> str:

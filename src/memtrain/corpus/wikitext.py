@@ -39,6 +39,8 @@ _FORMULA_TAGS = frozenset({"math", "chem", "ce"})
 _BLOCK_TAGS = frozenset(
     {"p", "div", "blockquote", "center", "ol", "ul", "dl", "h1", "h2", "h3", "h4", "h5", "h6", "hr"}
 )
+_DIGITS = "0123456789+-−"
+_SUPERSCRIPTS = str.maketrans(_DIGITS, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _LIST_TAGS = frozenset({"li", "dd", "dt"})
 DROPPED_NAMESPACES = frozenset({"file", "image", "category", "media"})
 """Links to these leave no text behind (English names; a dump's own names are added)."""
@@ -200,6 +202,8 @@ class _Flow:
             self.add(str(node.wiki_markup))  # the line is dropped by its first character
         elif name in _FORMULA_TAGS:
             self.add(FORMULA)
+        elif name == "sup" and (power := str(node.contents).strip()) and not power.strip(_DIGITS):
+            self.add(power.translate(_SUPERSCRIPTS))  # "10<sup>3</sup>" must not become 103
         elif name == "br":
             self.add(" ")
         elif name == "nowiki":
