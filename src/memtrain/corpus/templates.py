@@ -50,7 +50,6 @@ _FIRST = frozenset(
             "nihongo",
             "nihongo foot",
             "vr",
-            "pop density",
         ),
         *("quote", "blockquote", "quotation", "cquote", "quote box", "centered pull quote"),
     }
