@@ -29,7 +29,7 @@ _FIRST = frozenset(
             "sup",
             "sub",
         ),
-        *("abbr", "dfn", "tooltip", "samp", "kbd", "tt", "var", "color", "typo", "sic", "not a typo", "as written"),
+        *("abbr", "dfn", "tooltip", "samp", "kbd", "tt", "var", "typo", "sic", "not a typo", "as written"),
         *(
             "vanchor",
             "visible anchor",
@@ -55,7 +55,7 @@ _FIRST = frozenset(
     }
 )
 """Show their first argument."""
-_SECOND = frozenset({"lang", "langx", "transl", "transliteration", "font color", "colored text", "rtl-lang"})
+_SECOND = frozenset({"color", "lang", "langx", "transl", "transliteration", "font color", "colored text", "rtl-lang"})
 """Show their second argument."""
 _FIXED = {
     **{"'": "'", "'s": "'s", "' \"": "' \"", "\" '": "\" '", "\"'": "\"'", '-"': '"', "!": "|", "=": "="},
