@@ -71,7 +71,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """What every engine can do. Errors are raised as :class:`memtrain.errors.UserError` where the user can mend them."""
+    """What every engine can do. What the user can mend is raised as :class:`memtrain.errors.UserError`."""
 
     @property
     def tokenizer(self) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass
@@ -80,7 +81,7 @@ def build_prefix_tree(sequences: Sequence[Sequence[int]], min_shared: int = 16) 
     tree = PrefixTree()
     rows = [tuple(sequence) for sequence in sequences]
     order = sorted(range(len(rows)), key=lambda i: rows[i])
-    shared = [common_prefix(rows[a], rows[b]) for a, b in zip(order, order[1:], strict=False)]
+    shared = [common_prefix(rows[a], rows[b]) for a, b in pairwise(order)]
 
     def grow(low: int, high: int, depth: int, parent: int, path: tuple[int, ...]) -> None:
         """Place the sorted sequences ``low..high-1``, which agree on their first ``depth`` tokens."""

@@ -83,12 +83,15 @@ class DecodePlan:
     """Upper bound of ``own_lengths_B`` + 1: how much of the own cache one step looks at."""
     bias_prefix: torch.Tensor | None = None
     """(groups, 1, 1, P) additive mask, None where no prefix is padded."""
-    bias_own: torch.Tensor | None = None
+    bias_own: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     """(B, 1, 1, S) additive mask of this step."""
+    rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """0..B-1."""
 
     def begin_step(self) -> None:
         """Prepare the masks of the next token; call before the forward pass."""
         self.length = int(self.own_lengths_B.max()) + 1
+        self.rows = torch.arange(len(self.own_lengths_B), device=self.own_lengths_B.device)
         position_S = torch.arange(self.length, device=self.own_lengths_B.device)
         dead = position_S[None, :] > self.own_lengths_B[:, None]
         self.bias_own = torch.zeros(dead.shape, device=dead.device).masked_fill_(dead, float("-inf"))[:, None, None]
@@ -133,7 +136,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The function transformers calls in every layer; query (batch, H, L, D), result (batch, L, H, D)."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    extras = {"softcap": softcap, "sinks": s_aux}
+    extras: dict[str, Any] = {"softcap": softcap, "sinks": s_aux}
     if isinstance(_plan, DecodePlan):
         layer: int = module.layer_idx  # type: ignore[assignment]
         return _decode(_plan, layer, query, key, value, scale, sliding_window, **extras), None
@@ -209,42 +212,43 @@ def _decode(
     """One token a slot: a product with the shared prefix, a product with the own part, one softmax over both."""
     slots, heads, _, size = q.shape
     own_k, own_v = plan.own[layer]
-    kv_heads = own_k.shape[1]
-    where = plan.own_lengths_B
-    rows = torch.arange(slots, device=q.device)
-    own_k[rows, :, where] = k[:, :, 0]
-    own_v[rows, :, where] = v[:, :, 0]
+    kv_heads, length = own_k.shape[1], plan.length
+    own_k[plan.rows, :, plan.own_lengths_B] = k[:, :, 0]
+    own_v[plan.rows, :, plan.own_lengths_B] = v[:, :, 0]
     q_BKRD = q.view(slots, kv_heads, heads // kv_heads, size) * scale
-    scores = (q_BKRD @ own_k[:, :, : plan.length].transpose(2, 3)).float()
+    # Scores stay in the compute type, as in transformers' eager attention; the softmax runs in float32.
+    scores = q_BKRD @ own_k[:, :, :length].transpose(2, 3)
+    scores = _capped(scores, softcap).add_(plan.bias_own)
     prefix_k, prefix_v = plan.prefix[layer]
     groups, _, prefix_length, _ = prefix_k.shape
     members = slots // groups
     if prefix_length:
         # (groups, K, M * R, D): all slots of a group are rows of one product with the prefix.
         q_group = q_BKRD.view(groups, members, kv_heads, -1, size).transpose(1, 2).reshape(groups, kv_heads, -1, size)
-        shared = (q_group @ prefix_k.transpose(2, 3)).float()
+        shared = _capped(q_group @ prefix_k.transpose(2, 3), softcap)
+        if plan.bias_prefix is not None:
+            shared.add_(plan.bias_prefix)
         shared = shared.view(groups, kv_heads, members, -1, prefix_length).transpose(1, 2)
         scores = torch.cat([scores, shared.reshape(slots, kv_heads, -1, prefix_length)], dim=-1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    assert plan.bias_own is not None
-    scores[..., : plan.length] += plan.bias_own
-    if plan.bias_prefix is not None:
-        scores[..., plan.length :] += plan.bias_prefix.repeat_interleave(members, dim=0)
     if window is not None:
-        scores += _window_bias(plan, members, prefix_length, window)
+        scores = scores + _window_bias(plan, members, prefix_length, window)
     if sinks is not None:
         sink = sinks.float().view(1, kv_heads, -1, 1).expand(slots, -1, -1, 1)
-        weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1].to(q.dtype)
+        weights = torch.cat([scores.float(), sink], dim=-1).softmax(-1)[..., :-1].to(q.dtype)
     else:
-        weights = scores.softmax(-1).to(q.dtype)
-    out = weights[..., : plan.length] @ own_v[:, :, : plan.length]
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    out = weights[..., :length] @ own_v[:, :, :length]
     if prefix_length:
-        w_group = weights[..., plan.length :].view(groups, members, kv_heads, -1, prefix_length)
+        w_group = weights[..., length:].view(groups, members, kv_heads, -1, prefix_length)
         w_group = w_group.transpose(1, 2).reshape(groups, kv_heads, -1, prefix_length)
         part = (w_group @ prefix_v).view(groups, kv_heads, members, -1, size).transpose(1, 2)
         out = out + part.reshape(slots, kv_heads, -1, size)
     return out.reshape(slots, 1, heads, size)
+
+
+def _capped(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Soft cap of the attention scores (Gemma 2), in float32."""
+    return scores if cap is None else torch.tanh(scores.float() / cap) * cap
 
 
 def _window_bias(plan: DecodePlan, members: int, prefix_length: int, window: int) -> torch.Tensor:

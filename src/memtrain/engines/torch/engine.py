@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
@@ -156,13 +157,12 @@ class TorchEngine:
             if state["reference"]:
                 device = self.loaded.device
                 self._reference = {k: v.to(device) for k, v in load_file(folder / "reference.safetensors").items()}
-            raw = torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            self._generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"checkpoint {folder} does not fit this model ({type(error).__name__}: {error}); resume with the recipe "
-                "that wrote it, or start a new run folder"
+                f"checkpoint {folder} does not fit this model ({type(error).__name__}: {error}); resume with the "
+                "recipe that wrote it, or start a new run folder"
             ) from None
-        self._generator.set_state(raw)
 
     async def export(self, folder: Path) -> None:
         """See :meth:`memtrain.engines.base.Engine.export`."""
@@ -223,8 +223,10 @@ class TorchEngine:
             if not wanted:
                 continue
             done = 0
-            with self._weights(weights):  # type: ignore[arg-type]
-                for numbers in pack_by_budget([(*p, *c) for p, c, _ in wanted], self.micro_batch_tokens, self._min_shared):
+            with self._weights(weights):
+                for numbers in pack_by_budget(
+                    [(*p, *c) for p, c, _ in wanted], self.micro_batch_tokens, self._min_shared
+                ):
                     part = [wanted[number] for number in numbers]
                     flat = self._logprobs([p for p, _, _ in part], [c for _, c, _ in part]).tolist()
                     for request in part:

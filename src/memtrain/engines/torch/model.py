@@ -6,16 +6,19 @@ at load time makes sure that our attention over shared prefixes gives the model'
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from memtrain.engines.torch import attention
 from memtrain.errors import UserError
 from memtrain.recipe import ModelSettings
+
 
 @dataclass
 class LoadedModel:
@@ -44,7 +47,8 @@ class LoadedModel:
     def logit_scale(self) -> float:
         """Factor on the logits (Cohere's ``logit_scale``, Granite's divisor ``logits_scaling``)."""
         config = self.base.config.get_text_config()
-        return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+        return float(factor) / float(divisor)
 
     @property
     def logit_cap(self) -> float | None:
@@ -64,9 +68,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"key 'model.device' is {name!r}; use auto, cpu, cuda or cuda:N") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"key 'model.device' is {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"key 'model.device' is {name!r} but torch sees no CUDA device; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = f"cuda:{torch.cuda.device_count() - 1}"
+        raise UserError(f"key 'model.device' is {name!r} but the last CUDA device is {last}; use that, cuda or auto")
     return device
 
 
@@ -83,27 +92,20 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_model(folder: str | Path, settings: ModelSettings) -> LoadedModel:
     """Load model and tokenizer from a folder, a .gguf file or a hub id; attach LoRA if asked; check the attention.
 
-    Raises :class:`UserError` where the folder holds no model, the hub cannot be reached, peft is missing, or the
-    model's attention does not go through transformers' interface.
+    The folder may be an exported adapter: it is merged into its base.
+    Raises :class:`UserError` where the folder holds no model or not all of one, the hub cannot be reached, peft or an
+    adapter's base is missing, or the model's attention does not go through transformers' interface.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_utils import AttentionInterface
     from transformers.utils import logging as hf_logging
 
     AttentionInterface.register(attention.NAME, attention.attention)
     hf_logging.disable_progress_bar()
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    path = Path(folder)
-    if path.suffix == ".gguf" and path.is_file():
-        options["gguf_file"], folder = path.name, path.parent
-    elif path.is_dir():
-        _check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        model, tokenizer = _read(Path(folder), choose_dtype(settings.dtype, device), options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model {folder} cannot be loaded ({first}); set key 'model.name' to a built-in name, a folder with "
@@ -114,7 +116,6 @@ def load_model(folder: str | Path, settings: ModelSettings) -> LoadedModel:
     if lora:
         model = _with_lora(model, settings)
     model.to(device)
-    model.config.use_cache = False
     base = model.get_base_model() if lora else model
     loaded = LoadedModel(model, tokenizer, base.get_decoder(), device, _context(base), lora)
     check_attention(loaded)
@@ -125,9 +126,48 @@ def load_model(folder: str | Path, settings: ModelSettings) -> LoadedModel:
     return loaded
 
 
+def _read(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, a .gguf file or a hub id; an adapter comes merged into its base."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = str(path)
+    if path.suffix == ".gguf" and path.is_file():
+        name, options = str(path.parent), {**options, "gguf_file": path.name}
+    elif path.is_dir():
+        _check_folder(path)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if (path / "adapter_config.json").is_file():
+        return _merged(path, dtype, options), tokenizer
+    auto: Any = AutoModelForCausalLM  # its stubs know nothing of output_loading_info
+    model, report = auto.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ValueError(f"its weights lack {len(missing)} of the model's tensors, {missing[0]} among them")
+    return model, tokenizer
+
+
+def _merged(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """The adapter that ``TorchEngine.export`` wrote, added to the weights it was trained on."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError(f'{path} is a LoRA adapter, which needs peft: pip install "memtrain[lora]"') from None
+    base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base or (Path(base).is_absolute() and not Path(base).exists()):
+        raise UserError(
+            f"{path} is a LoRA adapter of the model {base}, which is not there; put that model back, or change "
+            "base_model_name_or_path in adapter_config.json"
+        )
+    model = PeftModel.from_pretrained(_read(Path(base), dtype, options)[0], str(path)).merge_and_unload()
+    model.name_or_path = str(path)  # what a further adapter is trained on
+    return model
+
+
 def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise UserError(f"model folder {path} has no config.json; key 'model.name' must name a transformers model folder")
+    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"model folder {path} has no config.json; key 'model.name' must name a transformers model folder"
+        )
     if not any(path.glob("*.safetensors")):
         raise UserError(
             f"model folder {path} has no .safetensors weights (pickled .bin files are not read); "
@@ -142,7 +182,7 @@ def _with_lora(model: Any, settings: ModelSettings) -> Any:
         raise UserError('key "model.lora_rank" needs peft: pip install "memtrain[lora]", or set it to 0') from None
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
         target_modules="all-linear",
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -185,9 +225,9 @@ def check_attention(loaded: LoadedModel) -> None:
     for number, row in enumerate(rows):
         index = torch.tensor(tree.packed_indices(number, 0, len(row)), device=loaded.device)
         got = loaded.logits(hidden[index])
-        error = (got.float() - wanted[number].float()).norm() / wanted[number].float().norm()
-        if not error <= tolerance:
-            raise UserError(_unfit(loaded, f"logits differ by {float(error):.1%} from the model's own"))
+        gap = float((got.float() - wanted[number].float()).norm() / wanted[number].float().norm())
+        if not gap <= tolerance:
+            raise UserError(_unfit(loaded, f"logits differ by {gap:.1%} from the model's own"))
 
 
 def _unfit(loaded: LoadedModel, reason: str) -> str:

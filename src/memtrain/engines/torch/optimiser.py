@@ -70,7 +70,9 @@ class MasterAdamW:
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 if f"exp_avg/{name}" in tensors:
                     self.adamw.state[master] = {
-                        key: tensors[f"{key}/{name}"].to(master.device if key != "step" else tensors[f"{key}/{name}"].device).clone()
+                        key: tensors[f"{key}/{name}"]
+                        .to(master.device if key != "step" else tensors[f"{key}/{name}"].device)
+                        .clone()
                         for key in keys
                     }
                 else:

@@ -147,9 +147,7 @@ def _stems(tree: PrefixTree, numbers: Sequence[int]) -> list[_Stem]:
     return stems
 
 
-def _prefill(
-    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], limit: int
-) -> tuple[DecodePlan, list[int], int]:
+def _prefill(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], limit: int) -> tuple[DecodePlan, list[int], int]:
     """Run every distinct prefix once and lay keys and values out for decoding: what a group shares is kept once.
 
     Returns the plan, the request number of every slot (-1 where a group is filled up), and the slots a group.
