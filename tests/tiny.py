@@ -153,7 +153,7 @@ def row(prompt: Sequence[int], completion: Sequence[int], advantage: float = 1.0
 
 
 def joint_rows(seed: int = 0) -> list[Row]:
-    """A joint update in miniature: stems inside stems, a group of one, single rows, empty completions, known targets."""
+    """A joint update in miniature: stems inside stems, single rows, empty completions, known targets."""
     rng = random.Random(seed)
     rows = []
     head = ids(rng, 18)  # what every prompt of a run begins with
@@ -165,7 +165,7 @@ def joint_rows(seed: int = 0) -> list[Row]:
             second = chunk + ids(rng, 17) + ids(rng, 3)
             rows.append(row(second, ids(rng, 4), rng.uniform(-1, 1), group_id=f"e{group}"))
         probe = chunk[:25] + ids(rng, 20)
-        for member in range(3):
+        for _ in range(3):
             rows.append(row(probe + ids(rng, 2), ids(rng, 3), rng.uniform(-1, 1), group_id=f"r{group}", kind="recall"))
         target = ids(rng, 4)
         for member in range(2):
