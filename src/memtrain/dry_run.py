@@ -48,7 +48,8 @@ async def _one_step_each(trainer: Trainer, screen: Screen) -> dict[str, dict[str
     recipe = trainer.recipe
     if recipe.priming.steps:
         screen.stage("one priming step", 1)
-        rows = [row for d in trainer.batch("priming", 1, recipe.priming.documents_per_step) for row in trainer.pairs_of(d, 1)]
+        documents = trainer.batch("priming", 1, recipe.priming.documents_per_step)
+        rows = [row for document in documents for row in trainer.pairs_of(document, 1)]
         found["priming"] = await _timed(trainer.supervise(rows, recipe.priming.lr))
     if recipe.train.steps:
         screen.stage("one GRPO step", 1)
@@ -83,14 +84,14 @@ def _print(recipe: Recipe, chunks: float, memory: dict[str, float], measured: di
     table = Table("what", "figure", title=f"{recipe.name}: one step of each stage was run, nothing was kept")
     table.add_row("chunks a document, mean of this step's", f"{chunks:.1f}")
     table.add_row("GRPO: trajectories a step", f"{groups} documents x {train.group_size}")
-    table.add_row("GRPO: memory writes a step", f"{writes:,.0f}, at most {writes * recipe.memory.memory_tokens:,.0f} new tokens")
+    room = writes * recipe.memory.memory_tokens
+    table.add_row("GRPO: memory writes a step", f"{writes:,.0f}, at most {room:,.0f} new tokens")
     if "grpo" in measured:
         step = measured["grpo"]
         table.add_row("GRPO: training rows a step", f"{step.get('rows', 0):,.0f}")
-        table.add_row(
-            "GRPO: trained tokens a step",
-            f"{step.get('tokens_separate', 0):,.0f} as separate rows, {step.get('tokens_packed', 0):,.0f} with shared prefixes",
-        )
+        separate, packed = step.get("tokens_separate", 0.0), step.get("tokens_packed", 0.0)
+        tokens = f"{separate:,.0f} as separate rows, {packed:,.0f} with shared prefixes"
+        table.add_row("GRPO: trained tokens a step", tokens)
     for name, size in memory.items():
         table.add_row(f"memory: {name}", f"{size:.2f} GiB")
     table.add_row("memory: peak seen", peak())

@@ -27,7 +27,7 @@ from memtrain.memory.prompts import Prompts
 from memtrain.recipe import Recipe, load_recipe, parse_recipe
 from memtrain.report.console import Screen
 from memtrain.report.plots import plot_all
-from memtrain.report.summary import headline, summarise, table, write_summary
+from memtrain.report.summary import cell, headline, summarise, table, write_summary
 from memtrain.report.trackers import Tracker
 from memtrain.rl.checkpoint import PartialFolder, RunFolder, write_atomically
 from memtrain.rl.trainer import Trainer
@@ -183,7 +183,9 @@ class _Run:
         if recipe.train.steps:
             with self.clock("grpo"):
                 await self.trainer.train(position.step if in_grpo and position else 0)
-        results["after"] = await self.measure("after") if recipe.train.steps else results.get("after_priming", results["before"])
+            results["after"] = await self.measure("after")
+        else:  # priming alone: its end is the run's end
+            results["after"] = results.get("after_priming", results["before"])
         self.screen.stage("writing the model", 0)
         async with PartialFolder(run.path / "model") as part:
             await self.engine.export(part)
@@ -282,13 +284,9 @@ def _text_of(file: Path) -> str:
 
 def _one_line(result: EvalResult) -> str:
     summary = result.summary()
-    shown = [name for name in ("recall_likelihood_gain", "recall_logprob", "recall_f1", "entities_kept") if name in summary]
-    parts = [
-        f"{name.replace('_', ' ')} {summary[name]['mean']:.3g} [{summary[name]['ci95'][0]:.3g}, {summary[name]['ci95'][1]:.3g}]"
-        for name in shown
-        if summary[name]["mean"] is not None and summary[name]["ci95"][0] is not None
-    ]
-    return ", ".join(parts) + f" (n = {summary[shown[0]]['n']} documents)"
+    names = ("recall_likelihood_gain", "recall_logprob", "recall_f1", "entities_kept")
+    parts = [f"{name.replace('_', ' ')} {cell(summary[name])}" for name in names if name in summary]
+    return ", ".join(parts) + f" (n = {result.notes['documents']} documents)"
 
 
 def print_table(data: dict[str, Any]) -> None:
@@ -307,4 +305,3 @@ def print_summary(folder: Path) -> None:
     console = Console()
     console.print(Text(headline(data)))
     console.print(Text(f"model: {folder / 'model'}   numbers: {folder / 'summary.json'}   plots: {folder}/*.png"))
-

@@ -303,7 +303,9 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
         entry = resources.files("memtrain") / "recipes" / f"{source}.toml"
         text, sibling = entry.read_text(encoding="utf-8"), None
     else:
-        raise UserError(f"no recipe named {source!r}; built-in recipes: {', '.join(builtin_recipes())}, or give a .toml file")
+        raise UserError(
+            f"no recipe named {source!r}; built-in recipes: {', '.join(builtin_recipes())}, or give a .toml file"
+        )
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

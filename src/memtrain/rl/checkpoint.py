@@ -64,12 +64,15 @@ class RunFolder:
         if self.started:
             if not resume:
                 raise UserError(
-                    f"{self.path} already holds a run; add --resume to go on with it, choose another --out, or delete it"
+                    f"{self.path} already holds a run; add --resume to go on with it, choose another --out, "
+                    "or delete the folder"
                 )
             before = json.loads((self.path / "recipe.json").read_text(encoding="utf-8"))
             self._check_same(before, recipe.model_dump(mode="json"))
             if (self.path / "summary.json").exists() and before["train"]["steps"] == recipe.train.steps:
-                raise UserError(f"the run in {self.path} is finished; raise train.steps to train further, or choose another --out")
+                raise UserError(
+                    f"the run in {self.path} is finished; raise train.steps to train further, or choose another --out"
+                )
         elif any(p.name not in {".lock", "documents"} for p in self.path.iterdir()):
             raise UserError(f"{self.path} holds files but no run (no recipe.json); choose another --out folder")
 
@@ -94,8 +97,8 @@ class RunFolder:
         changed = [key for key in changed if key not in {"train.steps", "model.device"}]  # neither rewrites the past
         if changed:
             raise UserError(
-                f"{self.path} was started with other settings ({', '.join(changed)} differ); resume with the same recipe, "
-                "or choose another --out"
+                f"{self.path} was started with other settings ({', '.join(changed)} differ); resume with the same "
+                "recipe, or choose another --out"
             )
 
     @contextmanager
@@ -108,7 +111,8 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another process is working in {self.path}; wait for it or choose another --out") from None
+                sentence = f"another process is working in {self.path}; wait for it or choose another --out"
+                raise UserError(sentence) from None
             yield
 
     def latest(self) -> Position | None:

@@ -81,9 +81,12 @@ async def _episodes(
     reply = SamplingParams(recipe.memory.answer_tokens, train.temperature, train.top_p, prompts.stop)
     if recipe.tasks.reconstruction_reward == "likelihood":
         # What the model knows without a memory is the same for the whole group: scored once, while the group reads.
-        closed, *trajectories = await asyncio.gather(
-            answer_logprobs(engine, prompts.answer(QUESTION, NO_MEMORY), prompts.target(document.answer)),
-            *(read(engine, prompts, QUESTION, chunks, write, document_id=document.id, index=i) for i in range(size)),
+        target = prompts.target(document.answer)
+        closed, trajectories = await asyncio.gather(
+            answer_logprobs(engine, prompts.answer(QUESTION, NO_MEMORY), target),
+            asyncio.gather(
+                *(read(engine, prompts, QUESTION, chunks, write, document_id=document.id, index=i) for i in range(size))
+            ),
         )
         scores = await asyncio.gather(
             *(
@@ -193,7 +196,7 @@ def _dropped(batch: Any) -> dict[str, float]:
 def sample_records(
     episodes: Sequence[Episodes], prompts: Prompts, step: int, limit: int, std_normalise: bool
 ) -> list[dict[str, Any]]:
-    """Prompts, memories, answers and rewards of the first ``limit`` groups, one record a turn, for samples/*.parquet."""
+    """Prompts, memories and rewards of the first ``limit`` groups, one record a turn, for samples/*.parquet."""
     records = []
     for found in episodes[:limit]:
         advantages = group_advantages(found.rewards, std_normalise) or (0.0,) * len(found.rewards)
