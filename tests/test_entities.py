@@ -90,7 +90,7 @@ def test_unusable_finders_are_refused_by_key(spec: str) -> None:
 
 def test_missing_spacy_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(UserError, match=r"pip install 'memtrain\[spacy\]'"):
+    with pytest.raises(UserError, match=r"pip install 'memtrain\[spacy\]' and"):
         make_finder("spacy:en_core_web_sm", [Passage("P#0", "", "text")], {})
 
 

@@ -29,7 +29,7 @@ _STOPWORDS = (
     "however i if in into is it its itself last later many me more most much my new no nor not now of off old on once "
     "one only or other others our out over own same several she should since so some such than that the their them "
     "then there these they this those though three through thus to too two under until up us very was we were what "
-    "when where which while who whom whose why will with would yet you your yes"
+    "when where which while who whom whose why will with would yet you your yes four five six seven eight nine ten"
 )
 STOPWORDS = frozenset(_STOPWORDS.split())
 

@@ -139,9 +139,9 @@ def _embed(model: str, passages: Sequence[Passage]) -> np.ndarray:
     """[passages, dim] embeddings of a sentence-transformers model (hub name or folder)."""
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError:
+    except ImportError as error:
         raise UserError(
-            f"key 'documents.neighbours' is 'dense:{model}', which needs sentence-transformers: "
+            f"key 'documents.neighbours' is 'dense:{model}', which needs sentence-transformers ({error}): "
             "pip install 'memtrain[dense]', or use \"bm25\""
         ) from None
     try:
@@ -152,5 +152,7 @@ def _embed(model: str, passages: Sequence[Passage]) -> np.ndarray:
             f"key 'documents.neighbours': cannot load the embedding model {model!r} ({reason}); "
             'give a sentence-transformers name or folder, or use "bm25"'
         ) from None
-    vectors = encoder.encode([passage.text for passage in passages], batch_size=64, convert_to_numpy=True)
+    texts = [passage.text for passage in passages]
+    # A bar of its own, because one call takes minutes for a large corpus.
+    vectors = encoder.encode(texts, batch_size=64, convert_to_numpy=True, show_progress_bar=len(texts) > 10_000)
     return np.asarray(vectors, dtype=np.float32)

@@ -23,9 +23,10 @@ class SpacyFinder:
         """
         try:
             import spacy
-        except ImportError:
+        except ImportError as error:
             raise UserError(
-                f"key 'entities.finder' is 'spacy:{pipeline}', which needs spaCy: pip install 'memtrain[spacy]' "
+                f"key 'entities.finder' is 'spacy:{pipeline}', which needs spaCy ({error}): pip install "
+                "'memtrain[spacy]' "
                 'and a pipeline, or use "rules"'
             ) from None
         try:

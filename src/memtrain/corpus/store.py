@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import hashlib
@@ -133,7 +134,7 @@ class Documents(Sequence[TrainingDocument]):
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        group = next(number for number, stop in enumerate(self._starts[1:]) if index < stop)
+        group = bisect.bisect_right(self._starts, index) - 1
         return self._group(group)[index - self._starts[group]]
 
     def __iter__(self) -> Iterator[TrainingDocument]:
