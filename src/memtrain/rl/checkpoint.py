@@ -175,9 +175,10 @@ class PartialFolder:
         if kind is not None:
             shutil.rmtree(self.part, ignore_errors=True)
             return
-        for file in self.part.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for file in self.part.rglob("*"):
+            if file.is_file():  # tokenizers with several templates save a folder of them
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         if self.target.exists():
             shutil.rmtree(self.target)
         os.replace(self.part, self.target)
