@@ -134,7 +134,7 @@ def load_engine(recipe: Recipe, screen: Screen) -> Any:
     from memtrain.engines.torch.engine import TorchEngine
     from memtrain.engines.torch.model import load_model
 
-    loaded = load_model(folder, recipe.model)
+    loaded = load_model(folder, recipe.model, recipe.seed)
     engine = TorchEngine(
         loaded,
         seed=recipe.seed,

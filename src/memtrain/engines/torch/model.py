@@ -89,10 +89,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if supported else torch.float32
 
 
-def load_model(folder: str | Path, settings: ModelSettings) -> LoadedModel:
+def load_model(folder: str | Path, settings: ModelSettings, seed: int = 0) -> LoadedModel:
     """Load model and tokenizer from a folder, a .gguf file or a hub id; attach LoRA if asked; check the attention.
 
-    The folder may be an exported adapter: it is merged into its base.
+    The folder may be an exported adapter: it is merged into its base. ``seed`` draws the start of a new adapter.
     Raises :class:`UserError` where the folder holds no model or not all of one, the hub cannot be reached, peft or an
     adapter's base is missing, or the model's attention does not go through transformers' interface.
     """
@@ -114,7 +114,7 @@ def load_model(folder: str | Path, settings: ModelSettings) -> LoadedModel:
     tie_pad_token(tokenizer)
     lora = settings.lora_rank > 0
     if lora:
-        model = _with_lora(model, settings)
+        model = _with_lora(model, settings, seed)
     model.to(device)
     base = model.get_base_model() if lora else model
     loaded = LoadedModel(model, tokenizer, base.get_decoder(), device, _context(base), lora)
@@ -175,7 +175,7 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _with_lora(model: Any, settings: ModelSettings) -> Any:
+def _with_lora(model: Any, settings: ModelSettings, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -187,7 +187,9 @@ def _with_lora(model: Any, settings: ModelSettings) -> Any:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)  # adapter weights are float32 by peft's default
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # adapter weights are float32 by peft's default
 
 
 def _context(model: Any) -> int:
