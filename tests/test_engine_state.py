@@ -56,12 +56,6 @@ def saved(engine: TorchEngine, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _repeatable() -> None:
-    """peft draws its adapters from torch's global generator."""
-    torch.manual_seed(0)
-
-
 def test_it_is_an_engine() -> None:
     assert isinstance(tiny.engine(), Engine)
 
