@@ -34,7 +34,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --progress-bar on -c constraints.txt -e ".[lora]"
+	$(PIP) install --progress-bar on -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready

@@ -150,7 +150,7 @@ class Completion:
     token_ids: tuple[int, ...]
     """Sampled ids, the end token included where one was sampled."""
     logprobs: tuple[float, ...]
-    """Log-probability of each sampled id under the sampling distribution at its temperature (1 where greedy); same length."""
+    """Log-probability of each id under the sampling distribution (at temperature 1 where greedy); same length."""
     stop_reason: StopReason
     """``stop``: ended by itself; ``length``: cut at ``max_tokens``."""
 
