@@ -58,9 +58,11 @@ class NoteStyle:
     """How much of the room the newest chunk gets, relative to each earlier one."""
     separator: str = "; "
     """Between clauses."""
+    verbatim: bool = False
+    """Tying words are the ones right before the entity, function words too: a copied run of the text."""
 
 
-FACTS = NoteStyle()
+FACTS = NoteStyle(words=3, verbatim=True)
 ENTITIES = NoteStyle(words=0, mask_words=0)
 
 
@@ -165,7 +167,10 @@ def find_facts(
                 continue
             seen.add(text)
             n_words = style.mask_words if text == MASK_TOKEN else style.words
-            words = _tying_words(units, place, n_words, style.before_first)
+            if style.verbatim:
+                words = _words_before(units, place, n_words)
+            else:
+                words = _tying_words(units, place, n_words, style.before_first)
             priority = _weight(text, style, repeats(text)) * (1 - style.jitter * rng.random())
             facts.append(Fact(index, number, place, text, words, priority))
     return sorted(facts, key=lambda fact: -fact.priority)
@@ -177,7 +182,7 @@ def render(facts: Sequence[Fact], style: NoteStyle = FACTS) -> str:
     for fact in facts:
         units = clauses.setdefault((fact.chunk, fact.sentence), {})
         for place, word in fact.words:
-            if all(word.lower() not in known.lower().split() for known, _ in units.values()):
+            if style.verbatim or all(word.lower() not in known.lower().split() for known, _ in units.values()):
                 units.setdefault(place, (word, False))
         units[fact.place] = (fact.text, True)
     bare = style.words == 0 and style.mask_words == 0
@@ -236,6 +241,16 @@ def _units(chunk: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -
             units.append((" ".join(chunk[left:right].split()), True))
         position = right
     return units
+
+
+def _words_before(units: Sequence[tuple[str, bool]], place: int, n: int) -> tuple[tuple[int, str], ...]:
+    """The ``n`` words right before a place, nearest first, up to the entity before it."""
+    found: list[tuple[int, str]] = []
+    for other in range(place - 1, max(-1, place - 1 - n), -1):
+        if units[other][1]:
+            break
+        found.append((other, units[other][0]))
+    return tuple(found)
 
 
 def _tying_words(
