@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from tiny_run import comparable, metrics, outcome, small, stop_at, train, unbroken
 
 from memtrain import pipeline
@@ -134,7 +136,9 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
             plain += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     file.write_text("\n".join(plain))
     command = [sys.executable, "-m", "memtrain", "train", str(file), "--out", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Sums depend on how they are split: the same numbers are promised for the same number of threads.
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=threads)
     try:
         until = time.monotonic() + 60
         while time.monotonic() < until and process.poll() is None:

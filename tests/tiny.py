@@ -22,6 +22,7 @@ from memtrain.engines.torch.model import load_model
 from memtrain.recipe import ModelSettings
 from memtrain.types import Row
 
+torch.set_num_threads(1)  # a second thread gains nothing here, and waits by spinning where the machine is shared
 CONTEXT = 4096
 _SHAPE: dict[str, Any] = {
     "hidden_size": 32,
