@@ -53,6 +53,11 @@ def test_what_does_not_touch_the_weights_may_change() -> None:
     RunFolder(unbroken()).check(changed, resume=True)
 
 
+def test_steps_that_were_done_cannot_be_undone() -> None:
+    with pytest.raises(UserError, match=r"has done 3 steps already; set train\.steps to 3 or more"):
+        RunFolder(unbroken()).check(small(train={"steps": 2}), resume=True)
+
+
 def test_a_folder_with_other_things_in_it(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match=r"holds files but no run .*choose another --out"):
