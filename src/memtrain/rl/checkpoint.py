@@ -76,8 +76,8 @@ class RunFolder:
             done = self.latest()
             if done is not None and done.stage == "grpo" and done.step > recipe.train.steps:
                 raise UserError(
-                    f"the run in {self.path} has done {done.step} steps already; set train.steps to {done.step} or more, "
-                    "or choose another --out"
+                    f"the run in {self.path} has done {done.step} steps already; set train.steps to {done.step} or "
+                    "more, or choose another --out"
                 )
         elif any(p.name not in {".lock", "documents"} for p in self.path.iterdir()):
             raise UserError(f"{self.path} holds files but no run (no recipe.json); choose another --out folder")
