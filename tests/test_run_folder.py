@@ -49,7 +49,7 @@ def test_resumed_with_other_settings() -> None:
 
 
 def test_what_does_not_touch_the_weights_may_change() -> None:
-    changed = small(log={"checkpoint_every": 1}, eval={"probes": 1}, train={"steps": 9})
+    changed = small(log={"checkpoint_every": 1}, eval={"every": 1}, train={"steps": 9})
     RunFolder(unbroken()).check(changed, resume=True)
 
 

@@ -108,10 +108,10 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise UserError(f'recipe {source}: key "base" must be the name or path of a recipe, not {base!r}')
-    if base in seen:
-        raise UserError(f'recipe {source}: key "base" leads back to {base}; remove the cycle')
     if sibling is not None and base.endswith(".toml") and not Path(base).is_absolute():
         base = str(sibling / base)
+    if base in (*seen, source):
+        raise UserError(f'recipe {source}: key "base" leads back to {base}; remove the cycle')
     return _merge(_read(base, (*seen, source)), data)
 
 
@@ -150,8 +150,11 @@ def _explain(error: ValidationError, source: str) -> str:
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
             sentences.append(f"unknown key {key!r}: {hint}")
         else:
-            message = problem["msg"][0].lower() + problem["msg"][1:]
-            sentences.append(f"key {key!r} is {problem['input']!r}: {message}")
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            # A rule about several keys of a table is not about the table's whole content.
+            value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+            sentences.append(f"key {key!r}{value}: {message}")
     return f"recipe {source}: " + "; ".join(sentences)
 
 

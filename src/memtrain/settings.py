@@ -183,6 +183,12 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = False
     """Trade time for memory in the update."""
 
+    @model_validator(mode="after")
+    def _sampler_logprobs_need_the_whole_softmax(self) -> TrainSettings:
+        if self.old_logprobs == "sampler" and self.top_p < 1:
+            raise ValueError('old_logprobs = "sampler" needs top_p = 1: log-probs of a nucleus are not the policy\'s')
+        return self
+
 
 class EvalSettings(Section):
     """Evaluation of the proxy tasks on held-out documents."""

@@ -20,8 +20,8 @@ from memtrain.engines.base import Engine
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 
-FREE_TO_CHANGE = {"name", "log", "eval"}
-"""Recipe sections that may differ when a run is resumed: they do not touch the weights."""
+FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"}
+"""What may differ when a run is resumed: neither finished steps nor finished evaluations depend on it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RunFolder:
         """Whether a run of this recipe may use the folder.
 
         Raises :class:`UserError` where it already holds a run and ``resume`` is off, where that run was made by other
-        settings or is finished, where there is nothing to resume, and where the folder holds something else.
+        settings or is finished, and where the folder holds something else. ``resume`` in an empty folder starts anew.
         """
         if self.started:
             if not resume:
@@ -92,15 +92,15 @@ class RunFolder:
         write_atomically(self.path / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2))
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = [
-            f"{section}.{key}" if isinstance(now[section], dict) else section
-            for section in now
-            if section not in FREE_TO_CHANGE
-            for key in (now[section] if isinstance(now[section], dict) else [""])
-            if (now[section].get(key) if key else now[section])
-            != (before.get(section, {}).get(key) if key else before.get(section))
-        ]
-        changed = [key for key in changed if key not in {"train.steps", "model.device"}]  # neither rewrites the past
+        changed = []
+        for section, values in now.items():
+            old = before.get(section)
+            if not isinstance(values, dict):
+                changed += [section] if values != old else []
+            else:
+                keys = [key for key in values if not isinstance(old, dict) or values[key] != old.get(key)]
+                changed += [f"{section}.{key}" for key in keys if section not in FREE_TO_CHANGE]
+        changed = [key for key in changed if key not in FREE_TO_CHANGE]
         if changed:
             raise UserError(
                 f"{self.path} was started with other settings ({', '.join(changed)} differ); resume with the same "

@@ -8,6 +8,7 @@ accepted spellings. Pure functions on text.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -41,8 +42,9 @@ def normalise_words(text: str) -> list[str]:
     Punctuation is dropped where it stands (``U.S.`` is ``us``); letters and digits of every script stay. Text without
     any letter or digit keeps its signs, so that ``$`` can equal ``$``.
     """
-    lowered = text.lower()
-    kept = "".join(char for char in lowered if char.isalnum() or char.isspace())
+    lowered = unicodedata.normalize("NFC", text).lower()
+    # Marks (M*) are vowels in Indic scripts and points in Hebrew and Arabic: part of the word.
+    kept = "".join(c for c in lowered if c.isalnum() or c.isspace() or unicodedata.category(c)[0] == "M")
     words = [word for word in kept.split() if not re.fullmatch("a|an|the", word)]
     return words or lowered.split()
 

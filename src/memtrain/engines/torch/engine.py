@@ -97,6 +97,8 @@ class TorchEngine:
         began, sums, total, packed, separate = time.perf_counter(), dict[str, float](), 0.0, 0, 0
         if not any(row.completion_ids for row in rows):
             return {"rows": 0.0, "loss": 0.0, "grad_norm": 0.0}
+        if loss.kl_coef > 0 and not self._reference:
+            await self.anchor()  # the start model is the policy before its first update
         adamw = self._adamw()
         sequences = [(*row.prompt_ids, *row.completion_ids) for row in rows]
         done = 0
