@@ -21,7 +21,13 @@ def test_the_paper_recipe_holds_every_published_value() -> None:
     recipe = load_recipe("paper-qwen3-4b")
     train, tasks, memory, documents = recipe.train, recipe.tasks, recipe.memory, recipe.documents
     assert (train.documents_per_step, train.group_size, tasks.recall_samples, tasks.recall_weight) == (32, 8, 8, 0.5)
-    assert (train.steps, train.lr, train.warmup_steps, train.weight_decay, train.grad_clip) == (300, 1e-6, 20, 0.01, 1.0)
+    assert (train.steps, train.lr, train.warmup_steps, train.weight_decay, train.grad_clip) == (
+        300,
+        1e-6,
+        20,
+        0.01,
+        1.0,
+    )
     assert (train.clip_low, train.clip_high, train.kl_coef, train.temperature, train.top_p) == (0.2, 0.2, 1e-3, 1, 1)
     assert (memory.chunk_tokens, memory.max_chunks, memory.memory_tokens, memory.answer_tokens) == (5000, 8, 1024, 1024)
     assert (documents.related, documents.random, documents.train) == (29, 120, 30_000)
