@@ -55,6 +55,15 @@ def test_every_probe_asks_what_its_memory_has_read() -> None:
     assert {probe.answer for probe in probes} == set(NAMES)
 
 
+def test_last_asks_the_last_memory_for_every_chunk() -> None:
+    probes = draw_probes(DOCUMENT, CHUNKS, 200, random.Random(0), last=True)
+    assert {probe.step for probe in probes} == {len(CHUNKS)}
+    assert len(probes) == 5 + 3 + 2  # every askable entity of every chunk, once
+    first = [draw_probes(DOCUMENT, CHUNKS, 1, random.Random(seed), last=True)[0].chunk for seed in range(900)]
+    share = [first.count(chunk) / 900 for chunk in (0, 1, 3)]
+    assert all(abs(value - 1 / 3) < 0.06 for value in share)  # chunk 2 holds nothing to ask
+
+
 def test_all_occurrences_are_hidden() -> None:
     assert hide(CHUNKS[0], "Anna") == CHUNKS[0].replace("Anna", "[TARGET]")
     assert hide(CHUNKS[0], "U.S.") == CHUNKS[0].replace("U.S.", "[TARGET]")

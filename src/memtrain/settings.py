@@ -118,6 +118,8 @@ class TaskSettings(Section):
     """lambda of R_E + lambda * mean R_I."""
     probes: int = Field(1, ge=1)
     """Recall probes a trajectory, shared by its group (published: 1)."""
+    probe_memory: Literal["uniform", "last"] = "uniform"
+    """Which memory m[k] a probe asks: any step alike (published; asks most for what was read last), or only m[T]."""
     recall_samples: int = Field(8, ge=1)
     """G2: sampled answers a probe; unused with likelihood rewards."""
     reconstruction_reward: RewardKind = "exact"

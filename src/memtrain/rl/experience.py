@@ -75,7 +75,8 @@ async def _episodes(
     chunks = split_chunks(document.text, engine.tokenizer, recipe.memory)
     rng = random.Random(f"{recipe.seed}/{step}/{document.id}/probes")
     with_recall = recipe.tasks.mode != "end-to-end"
-    probes = draw_probes(document, chunks, recipe.tasks.probes, rng) if with_recall else []
+    last = recipe.tasks.probe_memory == "last"
+    probes = draw_probes(document, chunks, recipe.tasks.probes, rng, last=last) if with_recall else []
     train, size = recipe.train, recipe.train.group_size
     write = SamplingParams(recipe.memory.memory_tokens, train.temperature, train.top_p, prompts.stop)
     reply = SamplingParams(recipe.memory.answer_tokens, train.temperature, train.top_p, prompts.stop)

@@ -62,7 +62,7 @@ class NoteStyle:
     """Tying words are the ones right before the entity, function words too: a copied run of the text."""
 
 
-FACTS = NoteStyle(words=3, verbatim=True)
+FACTS = NoteStyle(words=2, verbatim=True, jitter=0, length_power=0, repeat_weight=0, plain_weight=1)
 ENTITIES = NoteStyle(words=0, mask_words=0)
 
 

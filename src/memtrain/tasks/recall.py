@@ -29,19 +29,20 @@ def draw_probes(
     rng: random.Random,
     *,
     spread: bool = False,
+    last: bool = False,
 ) -> list[Probe]:
     """Draw up to ``n`` different probes of a document that was read in these chunks.
 
     Step k is uniform over 1..T, chunk l over the chunks 0..k-1 that m[k] has read, the entity over those of that chunk
     that may be hidden (see :func:`hide`) and were not asked of m[k] yet; a chunk without any is drawn again. ``spread``
-    (for evaluation) takes the distances k-1-l in turn, in random order, and k uniformly given the distance. Fewer come
-    back where the document holds fewer; none where it holds none. The draw depends on the document, the chunks and
-    ``rng`` only.
+    (for evaluation) takes the distances k-1-l in turn, in random order, and k uniformly given the distance. ``last``
+    asks m[T] only (k = T): each chunk counts alike, however early it was read. Fewer come back where the document
+    holds fewer; none where it holds none. The draw depends on the document, the chunks and ``rng`` only.
     """
     total = len(chunks)
     mentions = askable(document)
     pools: dict[tuple[int, int], list[Mention]] = {}
-    open_pairs = total * (total + 1) // 2
+    open_pairs = total if last else total * (total + 1) // 2
     distances: list[int] = []
     probes: list[Probe] = []
     while len(probes) < n and open_pairs:
@@ -51,7 +52,7 @@ def draw_probes(
             step = rng.randint(distance + 1, total)
             place = step - 1 - distance
         else:
-            step = rng.randint(1, total)
+            step = total if last else rng.randint(1, total)
             place = rng.randrange(step)
         pair = (step, place)
         if pair not in pools:
