@@ -66,6 +66,9 @@ class ScriptedEngine:
     async def reseed(self, seed: str) -> None:
         self.seeds.append(seed)  # nothing here is random
 
+    async def reset_optimiser(self) -> None:
+        """Nothing to forget."""
+
     async def anchor(self) -> None:
         self.anchored_at = len(self.updates)
 

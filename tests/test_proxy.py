@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from memtrain.corpus.masking import count_occurrences
 from memtrain.errors import UserError
 from memtrain.evaluation import metrics
-from memtrain.evaluation.proxy import EvalResult, eval_probes, evaluate
+from memtrain.evaluation.proxy import CONTROL_PROBES, EvalResult, eval_probes, evaluate
 from memtrain.memory.prompts import NO_MEMORY
 from memtrain.recipe import Recipe, parse_recipe
 from memtrain.types import Completion, Mention, SamplingParams, TrainingDocument, Trajectory, Turn
@@ -181,7 +181,7 @@ def test_controls_see_no_text_and_no_memory() -> None:
     engine = Clerk(keeps=True)
     run(engine, recipe(full_context=False))
     closed = [prompt for prompt, _, n in engine.samples if n == 2]
-    assert len(closed) == 2 + 2 * 3  # one a document, one a probe, each sampled twice
+    assert len(closed) == 2 + 2 * CONTROL_PROBES  # one a document, some of its three probes, each sampled twice
     assert all(NO_MEMORY in prompt for prompt in closed)
     assert not any("spring" in prompt and "[TARGET]" not in prompt for prompt in closed)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from memtrain.rl.trainer import Trainer
 from memtrain.types import TrainingDocument
 
 DEMO = "demo-cpu"
+WIDE = 260
+"""Columns of the result table where nobody's terminal sets them."""
 
 
 def demo(out: Path) -> None:
@@ -290,12 +293,19 @@ def _one_line(result: EvalResult) -> str:
 
 
 def print_table(data: dict[str, Any]) -> None:
-    """Metrics by stage, with intervals, for a person."""
+    """Metrics by stage, with intervals, for a person: a table where there is room for one, else a line a metric."""
     head, *rows = table(data)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     grid = Table(*head)
     for row in rows:
         grid.add_row(*row)
-    Console().print(grid)
+    if Console(width=WIDE).measure(grid).maximum <= console.width:
+        console.print(grid)
+        return
+    for title, unit, n, *cells in rows:
+        console.print(Text(f"{title} ({unit}, n = {n})", style="bold"))
+        for stage, value in zip(head[3:], cells, strict=True):
+            console.print(Text(f"  {stage:15} {value}"))
 
 
 def print_summary(folder: Path) -> None:

@@ -105,6 +105,10 @@ class Engine(Protocol):
         """Make the policy, as it is now, the reference that ``kl_coef`` and ``score(..., "reference")`` speak of."""
         ...
 
+    async def reset_optimiser(self) -> None:
+        """Forget moments: those of one objective mislead the first steps of another."""
+        ...
+
     async def save(self, folder: Path) -> None:
         """Write weights, optimiser and random state into an existing empty folder (safetensors and JSON only)."""
         ...

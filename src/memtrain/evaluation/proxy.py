@@ -30,6 +30,8 @@ from memtrain.tasks.verifier import exact_match, token_f1
 from memtrain.types import Probe, SamplingParams, TrainingDocument, Trajectory
 
 FORMAT = 1
+CONTROL_PROBES = 2
+"""Probes of a document that are also answered without memory. (Their likelihood without memory is always scored.)"""
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ class _Evaluation:
             *(self.logprob(self.prompts.recall_without_memory(p.masked_chunk), p.answer) for p in probes),
         )
         asked = list(zip(probes, baselines, strict=True))
+        numbered = list(enumerate(asked))
         parts: Iterable[list[dict[str, Any]]] = await asyncio.gather(
             self.controls(document, closed),
-            *(self.recall_controls(probe, baseline) for probe, baseline in asked),
+            *(self.recall_controls(probe, baseline, number < CONTROL_PROBES) for number, (probe, baseline) in numbered),
             *(self.reading(document, chunks, surfaces, asked, closed, i) for i in range(self.settings.samples)),
         )
         return [record for part in parts for record in part]
@@ -224,17 +227,20 @@ class _Evaluation:
             records.append(record)
         return records
 
-    async def recall_controls(self, probe: Probe, baseline: float) -> list[dict[str, Any]]:
+    async def recall_controls(self, probe: Probe, baseline: float, answered: bool) -> list[dict[str, Any]]:
         """The probe without a memory: what the masked chunk and the weights give away."""
-        prompt = self.prompts.recall_without_memory(probe.masked_chunk)
-        drawn = await self.engine.sample(prompt, self.params(self.memory.answer_tokens), self.settings.samples)
+        drawn = []
+        if answered:
+            prompt = self.prompts.recall_without_memory(probe.masked_chunk)
+            drawn = await self.engine.sample(prompt, self.params(self.memory.answer_tokens), self.settings.samples)
+        texts = [self.prompts.text_of(completion.token_ids) for completion in drawn]
         return [
             {
                 **_about(probe, "recall control", sample),
                 "closed_book_recall_logprob": baseline,
-                **_scores("closed_book_recall", self.prompts.text_of(completion.token_ids), [probe.answer]),
+                **(_scores("closed_book_recall", texts[sample], [probe.answer]) if answered else {}),
             }
-            for sample, completion in enumerate(drawn)
+            for sample in range(self.settings.samples)
         ]
 
     async def logprob(self, prompt: Sequence[int], gold: str) -> float:

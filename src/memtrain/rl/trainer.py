@@ -64,8 +64,11 @@ class Trainer:
 
     async def train(self, start: int = 0) -> None:
         """GRPO steps ``start + 1 .. train.steps``."""
-        if start == 0 and self.recipe.train.kl_coef > 0:
-            await self.engine.anchor()
+        if start == 0:
+            # Priming leaves second moments of far larger gradients, which would shrink the first hundred steps.
+            await self.engine.reset_optimiser()
+            if self.recipe.train.kl_coef > 0:
+                await self.engine.anchor()
 
         await self._loop("grpo", start, self.recipe.train.steps, self.grpo_step)
 
@@ -122,8 +125,8 @@ class Trainer:
                 metrics["tokens_per_second"] = metrics.get("tokens_separate", 0.0) / metrics["seconds"]
                 self.run.log({"stage": stage, "step": number, **metrics})
                 self.on_metrics(stage, number, metrics)
-                self.watcher.metrics(number, metrics)
                 self.watcher.advance()
+                self.watcher.metrics(number, metrics)
                 if number == total or (log.checkpoint_every and number % log.checkpoint_every == 0):
                     await self.run.save(self.engine, Position(stage, number), log.keep_checkpoints)
                 every = self.recipe.eval.every

@@ -126,11 +126,12 @@ class TorchEngine:
             "clip_fraction": sums["clipped"] / policy,
             "entropy": sums["entropy"] / policy,
             "sampler_gap": sums["sampler_gap"] / policy,
-            "cross_entropy": sums["cross_entropy"] / known,
             "tokens_packed": float(packed),
             "tokens_separate": float(separate),
             "update_seconds": time.perf_counter() - began,
         }
+        if sums["known_tokens"]:
+            metrics["cross_entropy"] = sums["cross_entropy"] / known
         if "kl" in sums:
             metrics["kl"] = sums["kl"] / policy
         return metrics
@@ -142,6 +143,10 @@ class TorchEngine:
     async def anchor(self) -> None:
         """The policy as it is now becomes the reference (the start model of the KL term)."""
         self._reference = {name: p.detach().clone() for name, p in self._trainable()}
+
+    async def reset_optimiser(self) -> None:
+        """See :meth:`memtrain.engines.base.Engine.reset_optimiser`."""
+        self._adamw().reset()
 
     async def save(self, folder: Path) -> None:
         """See :meth:`memtrain.engines.base.Engine.save`."""

@@ -47,6 +47,10 @@ class MasterAdamW:
         """Forget accumulated gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
+    def reset(self) -> None:
+        """Forget moments and step counts; the masters stay."""
+        self.adamw.state.clear()
+
     def write_back(self) -> None:
         """Copy masters into the model."""
         with torch.no_grad():
