@@ -138,7 +138,15 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "memtrain", "train", str(file), "--out", str(run)]
     # Sums depend on how they are split: the same numbers are promised for the same number of threads.
     threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=threads)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=threads,
+        # Tests that run in the background of a shell inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         until = time.monotonic() + 60
         while time.monotonic() < until and process.poll() is None:
