@@ -67,9 +67,9 @@ def train(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool) -> None
         run.check(recipe, resume)
         with Screen(f"memtrain {recipe.name} → {run.path}") as screen:
             engine = load_engine(recipe, screen)
-            report = _build(recipe, run.path / "documents", screen)
+            _build(recipe, run.path / "documents", screen)
             run.claim(recipe)
-            asyncio.run(_Run(recipe, run, engine, screen, report.estimate).stages())
+            asyncio.run(_Run(recipe, run, engine, screen).stages())
         print_summary(run.path)
 
 
@@ -152,15 +152,13 @@ def load_engine(recipe: Recipe, screen: Screen) -> Any:
 class _Run:
     """The stages of one training run, each skipped where its result is already there."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, engine: Any, screen: Screen, estimate: bool) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder, engine: Any, screen: Screen) -> None:
         self.recipe, self.run, self.engine, self.screen = recipe, run, engine, screen
         self.documents = corpus_documents.open_documents(run.path / "documents", "train")
         self.held_out = corpus_documents.open_documents(run.path / "documents", "held_out")
         self.clock = _Seconds(run.path / "seconds.json")
         self.tracker = Tracker(recipe.log.tracker, recipe.log.project, recipe.name, recipe.model_dump(), run.path)
-        self.trainer = Trainer(
-            engine, recipe, self.documents, run, screen, self._track, lambda label: self.measure(label)
-        )
+        self.trainer = Trainer(engine, recipe, self.documents, run, screen, self._track, self.measure)
 
     async def stages(self) -> None:
         """From the first stage that is not finished to the summary."""

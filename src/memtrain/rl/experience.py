@@ -18,7 +18,7 @@ from memtrain.evaluation.metrics import reading_metrics, surfaces_by_chunk
 from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
 from memtrain.memory.reader import read, split_chunks
 from memtrain.recipe import Recipe
-from memtrain.rl.advantages import cross_entropy_rows, group_advantages, rows_of
+from memtrain.rl.advantages import RowBatch, cross_entropy_rows, group_advantages, rows_of
 from memtrain.rl.rewards import mean, text_reward, trajectory_rewards
 from memtrain.tasks.likelihood import answer_logprobs
 from memtrain.tasks.recall import draw_probes, recall_answers, recall_group, recall_scores
@@ -190,7 +190,7 @@ def _std(values: Sequence[float]) -> float:
     return fmean((value - centre) ** 2 for value in values) ** 0.5
 
 
-def _dropped(batch: Any) -> dict[str, float]:
+def _dropped(batch: RowBatch) -> dict[str, float]:
     return {"dropped_groups": float(sum(batch.dropped.values())), "groups": float(sum(batch.kept.values()))}
 
 

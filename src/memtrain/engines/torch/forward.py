@@ -22,11 +22,11 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 def packed_hidden(
-    loaded: LoadedModel, rows: Sequence[Sequence[int]], min_shared: int = 16, plan_keep: bool = False
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], min_shared: int = 16
 ) -> tuple[torch.Tensor, PrefixTree]:
     """Hidden states (N, hidden) of all distinct prefixes of the rows, each computed once, and the tree."""
     tree = build_prefix_tree(rows, min_shared)
-    hidden, _ = run_tree(loaded, tree, keep=plan_keep)
+    hidden, _ = run_tree(loaded, tree)
     return hidden, tree
 
 
