@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from memtrain.engines.base import LossConfig, OptimiserConfig
 from memtrain.engines.torch.engine import TorchEngine
-from memtrain.engines.torch.forward import completion_logprobs
+from memtrain.engines.torch.forward import CompletionBatch, completion_logprobs
 from memtrain.rl.loss import Normalisers, TokenBatch, joint_loss
 from memtrain.types import Row
 
@@ -205,16 +205,17 @@ def test_the_head_in_pieces_gives_the_same(family: str, monkeypatch: pytest.Monk
     """Positions are taken a few at a time: neither the log-probs nor their gradient notice."""
     rows = [row for row in tiny.joint_rows() if row.completion_ids]
     loaded = tiny.engine(family).loaded
-    prompts, completions = [r.prompt_ids for r in rows], [r.completion_ids for r in rows]
+    packed = CompletionBatch.of([r.prompt_ids for r in rows], [r.completion_ids for r in rows])
 
     def everything() -> tuple[torch.Tensor, Gradients]:
         loaded.model.zero_grad(set_to_none=True)
-        logprobs = completion_logprobs(loaded, prompts, completions, temperature=0.7)
+        logprobs = completion_logprobs(loaded, packed, temperature=0.7)
         (logprobs * torch.arange(len(logprobs))).sum().backward()
         return logprobs.detach(), {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
 
     at_once, wanted = everything()
-    monkeypatch.setattr("memtrain.engines.torch.forward.LOGITS_AT_ONCE", 7 * 500)
+    monkeypatch.setattr("memtrain.engines.torch.head.CHUNK_LOGITS", 7 * 500)
+    monkeypatch.setattr("memtrain.engines.torch.head.BLOCK_LOGITS", 1)
     in_pieces, got = everything()
     torch.testing.assert_close(in_pieces, at_once)
     assert relative_error(got, wanted) < 1e-4

@@ -12,8 +12,9 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
+from memtrain.engines.torch.drawing import BLOCK, DrawPlan, draw, uniform
 from memtrain.engines.torch.engine import TorchEngine
-from memtrain.engines.torch.sampling import _ends_with_stop, draw
+from memtrain.engines.torch.sampling import StopMatcher
 from memtrain.errors import UserError
 from memtrain.types import Completion, SamplingParams
 
@@ -101,7 +102,7 @@ def test_how_the_work_is_cut_changes_nothing(how: str, monkeypatch: pytest.Monke
     prompts = prompts_of(3)
     wanted = [c.token_ids for c in sample_all(tiny.engine(), prompts, GREEDY)]
     if how == "small prefills":
-        monkeypatch.setattr("memtrain.engines.torch.sampling.PREFILL_TOKENS", 60)
+        monkeypatch.setattr("memtrain.engines.torch.prefill.PREFILL_TOKENS", 60)
     engine = tiny.engine(max_sequences=4 if how == "small batches" else None)
     assert [c.token_ids for c in sample_all(engine, prompts, GREEDY)] == wanted
 
@@ -192,7 +193,8 @@ def test_stop_strings_of_any_script_are_seen(stop: str) -> None:
     """A character may be several tokens."""
     loaded = tiny.engine().loaded
     tokens = loaded.tokenizer.encode("some text before " + stop, add_special_tokens=False)
-    assert [_ends_with_stop(loaded, tokens[:n], (stop,)) for n in range(1, len(tokens) + 1)] == [
+    matcher = StopMatcher(loaded.tokenizer, (stop,))
+    assert [matcher.ends(tokens[:n]) for n in range(1, len(tokens) + 1)] == [
         *[False] * (len(tokens) - 1),
         True,
     ]
@@ -219,10 +221,14 @@ def test_the_window_is_kept() -> None:
 # ---- the draw itself ------------------------------------------------------------------------------------------------
 
 
+def draw_rows(logits: torch.Tensor, params: Sequence[SamplingParams], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    numbers = uniform(len(params), torch.Generator().manual_seed(seed)).to(logits.device)
+    return draw(logits, DrawPlan.of(params, logits.device), numbers)
+
+
 def drawn(logits: torch.Tensor, temperature: float, top_p: float, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = logits.expand(n, -1).clone()
-    generator = torch.Generator().manual_seed(0)
-    return draw(rows, torch.full((n,), temperature), torch.full((n,), top_p), generator)
+    return draw_rows(rows, [SamplingParams(1, temperature, top_p)] * n, seed=0)
 
 
 def chi_square(tokens: torch.Tensor, probs: torch.Tensor) -> float:
@@ -261,8 +267,7 @@ def test_top_p_draws_from_the_nucleus_alone() -> None:
 
 def test_temperature_zero_takes_the_best_and_tells_its_plain_logprob() -> None:
     logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(2))
-    temperature = torch.where(torch.arange(200) % 2 == 0, 0.0, 1.0)
-    tokens, logprobs = draw(logits, temperature, torch.ones(200), torch.Generator().manual_seed(0))
+    tokens, logprobs = draw_rows(logits, [SamplingParams(1, float(row % 2)) for row in range(200)], seed=0)
     best = logits.argmax(-1)
     assert torch.equal(tokens[::2], best[::2])
     assert not torch.equal(tokens[1::2], best[1::2])
@@ -272,8 +277,7 @@ def test_temperature_zero_takes_the_best_and_tells_its_plain_logprob() -> None:
 def test_rows_draw_by_their_own_settings() -> None:
     """Mixed temperatures and nuclei in one batch do not leak into each other."""
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(30_000, -1)
-    top_p = torch.tensor([1.0, 0.6, 0.4]).repeat(10_000)
-    tokens, _ = draw(logits.clone(), torch.ones(30_000), top_p, torch.Generator().manual_seed(3))
+    tokens, _ = draw_rows(logits.clone(), [SamplingParams(1, top_p=p) for p in (1.0, 0.6, 0.4)] * 10_000, seed=3)
     assert abs(chi_square(tokens[0::3], torch.tensor([0.5, 0.3, 0.2]))) < 4
     assert abs(chi_square(tokens[1::3], torch.tensor([0.625, 0.375, 0.0]))) < 4
     assert set(tokens[2::3].tolist()) == {0}
@@ -289,11 +293,24 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_impossible_tokens_are_never_drawn(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even by the largest uniform number there is (in float32 it rounds to 1)."""
-    logits = torch.tensor([[0.0, 1.0, -torch.inf, 3.0, -torch.inf]], device=device)
-    one = torch.ones(1, device=device)
-    for uniform in (0.0, 1.0 - 2.0**-53):
-        monkeypatch.setattr(torch, "rand", lambda *a, u=uniform, **k: torch.full((1, 1), u, dtype=torch.float64))
-        tokens, logprobs = draw(logits.clone(), one, one, torch.Generator())
-        assert int(tokens) == (0 if uniform == 0.0 else 3)
+    """Not even by the largest uniform number there is."""
+    logits = torch.full((1, 5 * BLOCK + 7), -torch.inf, device=device)
+    possible = [1, 2, BLOCK - 1, 3 * BLOCK, 3 * BLOCK + 5]  # whole blocks have no mass, the last one among them
+    logits[0, possible] = torch.tensor([0.0, -9.0, 1.0, -30.0, 3.0], device=device)
+    plan = DrawPlan.of([SamplingParams(1)], logits.device)
+    seen = []
+    for number in (0.0, 0.001, 0.5, 1.0 - 1e-12, 1.0 - 2.0**-53):
+        tokens, logprobs = draw(logits.clone(), plan, torch.tensor([[number]], dtype=torch.float64, device=device))
         assert torch.isfinite(logprobs).all()
+        seen.append(int(tokens))
+    assert seen == [1, 1, 3 * BLOCK + 5, 3 * BLOCK + 5, 3 * BLOCK + 5]
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 7 * BLOCK + 3])
+def test_blocks_find_what_one_cumulative_sum_finds(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(500, size, generator=generator) * 3
+    numbers = uniform(500, generator)
+    tokens, _ = draw(logits, DrawPlan.of([SamplingParams(1)] * 500, logits.device), numbers)
+    ends = logits.softmax(-1).double().cumsum(-1)
+    assert torch.equal(tokens, torch.searchsorted(ends, numbers * ends[:, -1:], right=True)[:, 0])

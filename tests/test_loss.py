@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_engine_forward import relative_error, row_logprobs, stock, updated
 
 from memtrain.engines.base import LossConfig
-from memtrain.rl.loss import Normalisers, TokenBatch, joint_loss
+from memtrain.rl.loss import Normalisers, TokenBatch, add_stats, joint_loss, mismatch_metrics
 from memtrain.types import Row
 
 CPU = torch.device("cpu")
@@ -37,6 +37,8 @@ def by_hand(
             ratio, a = math.exp(now - old), rows[i].advantage
             clipped = min(max(ratio, 1 - c.clip_low), 1 + c.clip_high)
             gain = min(ratio * a, clipped * a)
+            if c.importance_sampling_cap:
+                gain *= min(math.exp(now - rows[i].logprobs[t]), c.importance_sampling_cap)
             if reference is not None:
                 gap = reference[i][t] - now
                 gain -= c.kl_coef * (math.exp(gap) - gap - 1)
@@ -139,10 +141,11 @@ def random_case(seed: int) -> tuple[list[Row], list[list[float]], list[list[floa
     kl=st.sampled_from([0.0, 0.2]),
     low=st.sampled_from([0.1, 0.2]),
     high=st.sampled_from([0.2, 0.3]),
+    cap=st.sampled_from([0.0, 0.9, 2.0]),
 )
-def test_any_rows_by_hand(seed: int, normaliser: Any, old: Any, kl: float, low: float, high: float) -> None:
+def test_any_rows_by_hand(seed: int, normaliser: Any, old: Any, kl: float, low: float, high: float, cap: float) -> None:
     rows, now, anchor = random_case(seed)
-    c = LossConfig(low, high, kl, normaliser, cross_entropy_coef=0.7, old_logprobs=old)
+    c = LossConfig(low, high, kl, normaliser, cross_entropy_coef=0.7, old_logprobs=old, importance_sampling_cap=cap)
     reference = anchor if kl else None
     loss, gradient, _ = loss_of(rows, now, reference, c)
     assert float(loss) == pytest.approx(by_hand(rows, now, reference, c), rel=1e-4, abs=1e-5)
@@ -165,6 +168,71 @@ def test_rows_far_off_policy_stay_finite() -> None:
     assert torch.isfinite(gradient).all()
 
 
+def test_truncated_importance_sampling_worked_out() -> None:
+    """Three tokens that the policy finds half, 1.5 and 4 times as likely as the sampler did; cap 2. The weight is a
+    constant of the gradient, leaves KL alone, and does not touch known answers."""
+    ratios, weights = (0.5, 1.5, 4.0), (0.5, 1.5, 2.0)
+    rows = [
+        tiny.row([1], [2, 3, 4], 2.0, logprobs=tuple(-3.0 - math.log(r) for r in ratios), weight=0.5),
+        tiny.row([1], [5], 0.0, loss="cross_entropy"),
+    ]
+    now = [[-3.0] * 3, [-1.0]]
+    c = LossConfig(kl_coef=0.0, cross_entropy_coef=1.0, importance_sampling_cap=2.0)
+    loss, gradient, stats = loss_of(rows, now, None, c)
+    assert float(loss) == pytest.approx(-0.5 * 2.0 * sum(weights) + 1.0)
+    assert gradient.tolist() == pytest.approx([*(-0.5 * 2.0 * w for w in weights), -1.0])
+    with_kl = LossConfig(kl_coef=0.3, importance_sampling_cap=2.0)
+    anchor = [[-4.0] * 3, [-1.0]]
+    k3 = math.exp(-1) + 1 - 1
+    assert float(loss_of(rows, now, anchor, with_kl)[0]) == pytest.approx(float(loss) + 0.3 * 0.5 * 3 * k3)
+    told = mismatch_metrics(stats)
+    assert told["sampler_truncated"] == pytest.approx(1 / 3)
+    assert told["sampler_ratio"] == pytest.approx(2.0)
+    assert told["sampler_ratio_max"] == pytest.approx(4.0)
+    assert told["sampler_gap"] == pytest.approx(sum(abs(math.log(r)) for r in ratios) / 3)
+    assert told["sampler_kl"] == pytest.approx(sum(r - math.log(r) - 1 for r in ratios) / 3)
+
+
+def test_without_a_cap_the_sampler_changes_nothing() -> None:
+    rows, now, anchor = random_case(3)
+    off = [loss_of(rows, now, anchor, LossConfig(kl_coef=0.1)) for _ in range(2)]
+    moved = [tiny.row(r.prompt_ids, r.completion_ids, r.advantage, weight=r.weight, loss=r.loss) for r in rows]
+    other = loss_of(moved, now, anchor, LossConfig(kl_coef=0.1))
+    assert torch.equal(off[0][0], other[0])
+    assert torch.equal(off[0][1], other[1])
+    assert "sampler_truncated" not in mismatch_metrics(off[0][2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_mismatch_is_that_of_all_tokens_however_they_are_split(seed: int) -> None:
+    rows, now, _ = random_case(seed)
+    c = LossConfig(kl_coef=0.0, importance_sampling_cap=1.1)
+    z = Normalisers.of(rows, c)
+    sums: dict[str, float] = {}
+    for row, values in zip(rows, now, strict=True):
+        add_stats(sums, loss_of([row], [values], None, c, z)[2])
+    whole = mismatch_metrics(loss_of(rows, now, None, c)[2])
+    assert mismatch_metrics(sums) == pytest.approx(whole, rel=1e-4, abs=1e-6)
+    policy = [
+        p - q
+        for row, values in zip(rows, now, strict=True)
+        if row.loss == "policy"
+        for p, q in zip(values, row.logprobs, strict=True)
+    ]
+    assert whole["sampler_ratio_max"] == pytest.approx(max((math.exp(d) for d in policy), default=0.0), rel=1e-4)
+    assert whole["sampler_kl"] >= -1e-6
+
+
+def test_a_token_that_the_policy_never_draws_stays_finite() -> None:
+    row = tiny.row([1], [2, 3], 1.0, logprobs=(-0.1, -300.0))
+    c = LossConfig(kl_coef=0.0, importance_sampling_cap=2.0)
+    loss, gradient, stats = loss_of([row], [[-300.0, -0.1]], None, c)
+    assert torch.isfinite(loss)
+    assert gradient.tolist() == pytest.approx([0.0, -2.0], abs=1e-6)
+    assert all(math.isfinite(value) for value in mismatch_metrics(stats).values())
+
+
 # ---- TRL ------------------------------------------------------------------------------------------------------------
 
 ROOM = 11
@@ -172,8 +240,8 @@ ROOM = 11
 BETA = 0.3
 
 
-def trl_trainer(loss_type: str, folder: Path, temperature: float) -> Any:
-    """A real GRPOTrainer on the tiny model; only its loss is used."""
+def trl_trainer(loss_type: str, folder: Path, temperature: float, **options: Any) -> Any:
+    """A real GRPOTrainer on the tiny model; only its loss is used, and its correction of the sampler."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     arguments = trl.GRPOConfig(
@@ -190,6 +258,7 @@ def trl_trainer(loss_type: str, folder: Path, temperature: float) -> Any:
         report_to=[],
         num_generations=2,
         per_device_train_batch_size=2,
+        **options,
     )
     return trl.GRPOTrainer(
         stock("llama"),
@@ -225,8 +294,24 @@ def test_trl_gives_the_same_loss_and_gradient(
     normaliser: Any, loss_type: str, temperature: float, tmp_path: Path
 ) -> None:
     """Off-policy rows of unequal lengths that share prefixes; KL to a reference that differs from the policy."""
+    rows, reference, anchor_model = off_policy_rows(tmp_path, temperature)
+    trainer = trl_trainer(loss_type, tmp_path / "trl", temperature)
+    trainer.model.eval()  # as ours: no dropout, no division by accumulation steps
+    loss = trainer.compute_loss(trainer.model, trl_inputs(rows, reference))
+    if normaliser == "conversations":
+        loss = loss * ROOM
+    config = LossConfig(0.2, 0.28, BETA, normaliser, old_logprobs="sampler", temperature=temperature)
+    metrics = same_loss_and_gradient(trainer, loss, rows, anchor_model, config)
+    told = trainer._metrics["eval"]
+    assert metrics["clip_fraction"] == pytest.approx(told["clip_ratio/region_mean"][0], abs=1e-6)
+    assert metrics["clip_fraction"] > 0.05
+    assert metrics["kl"] == pytest.approx(told["kl"][0], rel=1e-3)
+
+
+def off_policy_rows(folder: Path, temperature: float) -> tuple[list[Row], list[list[float]], Any]:
+    """Rows whose log-probs are not the policy's, their log-probs under a reference, and that reference."""
     rng = random.Random(9)
-    model, other = stock("llama"), tiny.save_model(tmp_path / "other", "llama", seed=0, spread=0.3)
+    model, other = stock("llama"), tiny.save_model(folder / "other", "llama", seed=0, spread=0.3)
     anchor_engine = tiny.engine(other)
     with torch.no_grad():
         for parameter in anchor_engine.loaded.model.parameters():
@@ -243,22 +328,55 @@ def test_trl_gives_the_same_loss_and_gradient(
             reference.append(row_logprobs(anchor_model, draft, temperature).tolist())
         old = tuple(value + rng.gauss(0, 0.25) for value in now)
         rows.append(tiny.row(draft.prompt_ids, draft.completion_ids, draft.advantage, logprobs=old))
+    return rows, reference, anchor_model
 
-    trainer = trl_trainer(loss_type, tmp_path / "trl", temperature)
-    trainer.model.eval()  # as ours: no dropout, no division by accumulation steps
-    loss = trainer.compute_loss(trainer.model, trl_inputs(rows, reference))
-    if normaliser == "conversations":
-        loss = loss * ROOM
+
+def same_loss_and_gradient(
+    trainer: Any, loss: torch.Tensor, rows: Sequence[Row], anchor_model: Any, config: LossConfig
+) -> dict[str, float]:
+    """Our metrics, once TRL's loss and gradient have been found equal to ours."""
     loss.backward()
     wanted = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
-
     engine = tiny.engine("llama")
     engine._reference = {name: p.detach().clone() for name, p in anchor_model.named_parameters()}
-    config = LossConfig(0.2, 0.28, BETA, normaliser, old_logprobs="sampler", temperature=temperature)
     metrics, got = updated(engine, rows, config)
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     assert relative_error(got, wanted) < 1e-4
+    return metrics
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("cap", [1.15, 2.0])
+def test_trl_corrects_for_the_sampler_alike(cap: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL recomputes the old log-probs, takes the ratio to what the sampler reported, cuts it and weighs the loss."""
+    rows, reference, anchor_model = off_policy_rows(tmp_path, 1.3)
+    correction = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": cap}
+    trainer = trl_trainer("bnpo", tmp_path / "trl", 1.3, scale_rewards="none", **correction)
+    trainer.model.eval()
+    trainer.use_vllm = True  # set late: the trainer would start one
+    rewards = [row.advantage for row in rows]
+    trainer.reward_funcs = [lambda completions, **rest: rewards]
+    drawn = [list(row.completion_ids) for row in rows]
+    sampled = ([list(r.prompt_ids) for r in rows], drawn, None, ["a"] * len(rows), [list(r.logprobs) for r in rows])
+    monkeypatch.setattr(trainer, "_generate", lambda prompts: (*sampled, {}, None, None))
+    inputs = trainer._generate_and_score_completions([{"prompt": "a"}] * len(rows))
+    inputs["ref_per_token_logps"] = trl_inputs(rows, reference)["ref_per_token_logps"]
+    # Advantages are TRL's: rewards less the mean of their pair.
+    pairs = zip(rows, inputs["advantages"].tolist(), strict=True)
+    rows = [tiny.row(r.prompt_ids, r.completion_ids, advantage, logprobs=r.logprobs) for r, advantage in pairs]
+    assert rows[0].advantage == pytest.approx((rewards[0] - rewards[1]) / 2)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    config = LossConfig(0.2, 0.28, BETA, "tokens", temperature=1.3, importance_sampling_cap=cap)
+    metrics = same_loss_and_gradient(trainer, loss, rows, anchor_model, config)
     told = trainer._metrics["eval"]
-    assert metrics["clip_fraction"] == pytest.approx(told["clip_ratio/region_mean"][0], abs=1e-6)
-    assert metrics["clip_fraction"] > 0.05
-    assert metrics["kl"] == pytest.approx(told["kl"][0], rel=1e-3)
+    assert metrics["sampler_gap"] == pytest.approx(told["sampling/sampling_logp_difference/mean"][0], rel=1e-4)
+    ratios = inputs["importance_sampling_ratio"][inputs["completion_mask"].bool()]
+    assert bool((ratios == cap).any()) == (cap < 2.0)
+    assert float(ratios.min()) < 0.9
+    uncorrected = updated(tiny.engine("llama"), rows, LossConfig(0.2, 0.28, 0.0, "tokens", temperature=1.3))[1]
+    corrected = updated(
+        tiny.engine("llama"),
+        rows,
+        LossConfig(0.2, 0.28, 0.0, "tokens", temperature=1.3, importance_sampling_cap=cap),
+    )[1]
+    assert relative_error(uncorrected, corrected) > 0.05

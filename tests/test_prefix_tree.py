@@ -86,6 +86,14 @@ def test_segments_lie_in_order_and_chains_follow_parents(rows: list[list[int]], 
     assert {index for path in tree.paths.values() for index in path} == set(range(len(tree.segments)))
 
 
+@given(rows=SEQUENCES, min_shared=MIN_SHARED)
+def test_what_stands_below_a_segment_follows_it_without_a_gap(rows: list[list[int]], min_shared: int) -> None:
+    tree = build_prefix_tree(rows, min_shared)
+    for index in range(len(tree.segments)):
+        below = [other for other in range(len(tree.segments)) if index in tree.ancestors(other)]
+        assert below == list(range(index + 1, index + 1 + len(below)))
+
+
 @given(rows=SEQUENCES)
 def test_each_distinct_prefix_stands_once(rows: list[list[int]]) -> None:
     tree = build_prefix_tree(rows, min_shared=1)
@@ -119,3 +127,10 @@ def test_rows_that_share_stay_together() -> None:
     rows = [part for i in range(4) for part in ([*stem, i], [*other, i])]
     batches = pack_by_budget(rows, 101 + 3 * 16, min_shared=16)
     assert sorted(sorted(batch) for batch in batches) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_a_group_is_not_cut_to_fill_a_batch() -> None:
+    first, second = list(range(100, 200)), list(range(300, 400))
+    rows = [[*stem, *range(1000 * i, 1000 * i + 20)] for stem in (first, second) for i in range(1, 5)]
+    batches = pack_by_budget(rows, 360, min_shared=16)  # one group and a row of the other would fit
+    assert sorted(sorted(batch) for batch in batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]

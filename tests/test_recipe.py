@@ -82,6 +82,10 @@ def test_overlays_stack_and_a_cycle_is_named(tmp_path: Path) -> None:
         ({"train": {"steps": "many"}}, "'train.steps' is 'many'"),
         ({"train": {"old_logprobs": "sampler", "top_p": 0.9}}, "key 'train': old_logprobs"),
         ({"train": 3}, "key 'train'"),
+        ({"train": {"old_logprobs": "sampler", "importance_sampling_cap": 2.0}}, "importance_sampling_cap = 0"),
+        ({"train": {"importance_sampling_cap": -1.0}}, "'train.importance_sampling_cap"),
+        ({"sampler": {"kind": "vllm-server"}}, "key 'sampler': kind = \"vllm-server\" needs url"),
+        ({"sampler": {"kind": "sglang"}}, "'sampler.kind' is 'sglang'"),
     ],
 )
 def test_mistakes_name_file_key_and_remedy(data: dict[str, object], says: str) -> None:
@@ -108,3 +112,22 @@ def test_missing_broken_and_unknown_files(tmp_path: Path) -> None:
 def test_the_fingerprint_tells_settings_apart() -> None:
     assert Recipe().fingerprint() == Recipe().fingerprint()
     assert Recipe().fingerprint() != Recipe(seed=1).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "train", "cap"),
+    [
+        ({}, {}, 0.0),
+        ({"kind": "vllm"}, {}, 2.0),
+        ({"kind": "vllm-server", "url": "http://127.0.0.1:8000"}, {}, 2.0),
+        ({"kind": "vllm"}, {"old_logprobs": "sampler"}, 0.0),
+        ({"kind": "vllm"}, {"importance_sampling_cap": 0}, 0.0),
+        ({"kind": "vllm"}, {"importance_sampling_cap": 3.5}, 3.5),
+        ({}, {"importance_sampling_cap": 2.0}, 2.0),
+    ],
+)
+def test_the_sampler_is_corrected_for_where_it_is_not_the_policy(
+    sampler: dict[str, str], train: dict[str, object], cap: float
+) -> None:
+    recipe = parse_recipe({"sampler": sampler, "train": train}, "mine.toml")
+    assert recipe.importance_sampling_cap == cap

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ def test_a_second_run_in_the_same_folder() -> None:
     with pytest.raises(UserError, match=r"is finished; raise train\.steps"):
         train(small(), unbroken(), resume=True)
     assert outcome(unbroken()) == before
+
+
+def test_resumed_by_a_later_version_that_has_more_settings(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken(), run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    del recipe["sampler"], recipe["train"]["importance_sampling_cap"]
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    RunFolder(run).check(small(train={"steps": 9}), resume=True)
+    with pytest.raises(UserError, match=r"importance_sampling_cap differ"):
+        RunFolder(run).check(small(train={"steps": 9, "importance_sampling_cap": 3.0}), resume=True)
 
 
 def test_resumed_with_other_settings() -> None:

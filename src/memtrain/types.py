@@ -135,6 +135,8 @@ class SamplingParams:
     """Nucleus mass in (0, 1]."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion (besides the tokenizer's end tokens); kept in the token ids, cut from the text."""
+    ignore_eos: bool = False
+    """Go on past end tokens, to measure speed on completions of one length."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -38,6 +38,9 @@ class LossConfig:
     """Denominator of the ratio: the policy before this update, or the log-probs the sampler reported."""
     temperature: float = 1.0
     """Sampling temperature: log-probs of policy rows are those of the tempered distribution, as sampled."""
+    importance_sampling_cap: float = 0.0
+    """Truncated importance sampling: largest weight of a policy token for a sampler that is not quite the policy; 0 is
+    off."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 Memory-agent batches are full of them: the G trajectories of a group read the same chunk, and all of them answer the
 same probe about the same masked chunk (design: "shared prefixes"). A tree is kept as a flat list of segments in
-topological order, so that the packed sequence is simply the concatenation of the segments' tokens. No torch here.
+depth-first order, so that the packed sequence is simply the concatenation of the segments' tokens, and all that stands
+below a segment follows it without a gap. No torch here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
+
+PASS_TOKENS = 256
+"""What one more forward and backward pass costs besides its tokens, in tokens: every weight's gradient is added up."""
 
 
 @dataclass
@@ -120,22 +124,31 @@ def build_prefix_tree(sequences: Sequence[Sequence[int]], min_shared: int = 16) 
 def pack_by_budget(sequences: Sequence[Sequence[int]], budget: int, min_shared: int = 16) -> list[list[int]]:
     """Split sequence numbers into batches whose prefix trees hold at most ``budget`` tokens each.
 
-    Neighbours in sorted order share most, so batches are runs of that order; a single sequence longer than the budget
-    is a batch of its own.
+    Neighbours in sorted order share most, so batches are runs of that order, cut where the least is shared: what is
+    cut apart runs its common prefix twice. A single sequence longer than the budget is a batch of its own.
     """
     rows = [tuple(sequence) for sequence in sequences]
     order = sorted(range(len(rows)), key=lambda i: rows[i])
+    # A stem ends at its weakest link, which may lie up to ``min_shared - 1`` tokens below the one between neighbours.
+    added = [len(rows[number]) for number in order]
+    for place, (one, other) in enumerate(pairwise(order), 1):
+        added[place] -= max(0, common_prefix(rows[one], rows[other]) - min_shared + 1)
+    before = [0, *accumulate(added)]
+    # least[k]: cost of the first k sequences, cut at best; start[k]: where their last batch begins.
+    least, start = [0], [0]
+    for end in range(1, len(order) + 1):
+        options = list[tuple[int, int]]()
+        for begin in reversed(range(end)):
+            tokens = len(rows[order[begin]]) + before[end] - before[begin + 1]
+            if options and tokens > budget:
+                break
+            options.append((least[begin] + tokens + PASS_TOKENS, begin))
+        cost, begin = min(options)
+        least.append(cost)
+        start.append(begin)
     batches: list[list[int]] = []
-    used = 0
-    for position, number in enumerate(order):
-        length = len(rows[number])
-        saved = common_prefix(rows[order[position - 1]], rows[number]) if position else 0
-        # A stem ends at its weakest link, which may lie up to ``min_shared - 1`` tokens below this one.
-        extra = length - max(0, saved - min_shared + 1)
-        if not batches or used + extra > budget:
-            batches.append([number])
-            used = length
-        else:
-            batches[-1].append(number)
-            used += extra
-    return batches
+    end = len(order)
+    while end:
+        batches.append(order[start[end] : end])
+        end = start[end]
+    return batches[::-1]

@@ -20,7 +20,9 @@ from memtrain.engines.base import Engine
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 
-FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"}
+FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"} | {
+    f"sampler.{key}" for key in ("url", "adapter_folder", "kv_cache_gib", "gpu_memory_utilization")
+}
 """What may differ when a run is resumed: neither finished steps nor finished evaluations depend on it."""
 
 
@@ -93,12 +95,15 @@ class RunFolder:
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = []
+        # A setting that is younger than the run had its default then.
+        defaults = Recipe().model_dump(mode="json")
         for section, values in now.items():
-            old = before.get(section)
+            old = before.get(section, defaults[section])
             if not isinstance(values, dict):
                 changed += [section] if values != old else []
             else:
-                keys = [key for key in values if not isinstance(old, dict) or values[key] != old.get(key)]
+                old = defaults[section] | (old if isinstance(old, dict) else {})
+                keys = [key for key in values if values[key] != old.get(key)]
                 changed += [f"{section}.{key}" for key in keys if section not in FREE_TO_CHANGE]
         changed = [key for key in changed if key not in FREE_TO_CHANGE]
         if changed:

@@ -1,8 +1,14 @@
 """The joint objective on rows (MemTrain, arXiv 2606.03197, eq. 6; clipping as in PPO, arXiv 1707.06347, eq. 7).
 
-    J = 1/Z sum_rows w_row sum_t [ min(r_t A, clip(r_t, 1 - e_low, 1 + e_high) A) - beta k3_t ]  -  c CE
+    J = 1/Z sum_rows w_row sum_t [ v_t min(r_t A, clip(r_t, 1 - e_low, 1 + e_high) A) - beta k3_t ]  -  c CE
     r_t  = exp(log p_t - log p_old_t)
+    v_t  = min(exp(log p_now_t - log p_sampler_t), C), a constant; 1 where C is 0
     k3_t = exp(log p_ref_t - log p_t) - (log p_ref_t - log p_t) - 1      (low-variance KL, Schulman 2020)
+
+v_t is truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+training"): a sampler with kernels of its own draws from a distribution that is not quite the policy's, and v_t weighs
+its tokens back. It multiplies the surrogate alone, a token at a time, as ``token_truncate`` in TRL and
+``rollout_is = "token"`` in verl do.
 
 Z is the number of conversations (paper) or of their completion tokens (released code), over the rows of the whole
 update: micro-batches only split the sums. End-to-end and recall rows enter alike; what couples the two tasks is the
@@ -20,6 +26,9 @@ import torch
 
 from memtrain.engines.base import LossConfig
 from memtrain.types import Row
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios to the sampler are cut here, so that a token that the policy can hardly draw overflows nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +95,23 @@ def joint_loss(
     ratio = torch.exp((logprobs - old) * batch.is_policy)
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    drift = ((logprobs.detach() - batch.sampler_logprobs) * batch.is_policy).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    sampler_ratio = torch.exp(drift)
+    cap = config.importance_sampling_cap
+    if cap > 0:
+        surrogate = surrogate * sampler_ratio.clamp(max=cap)
     loss = -(policy * surrogate).sum() / z.policy
     stats = {
         "policy_tokens": float(batch.is_policy.sum()),
         "clipped": float((policy.bool() & (ratio * batch.advantages > clipped * batch.advantages)).sum()),
         "entropy": float((-logprobs.detach() * batch.is_policy).sum()),
         "sampler_gap": float(((logprobs.detach() - batch.sampler_logprobs).abs() * batch.is_policy).sum()),
+        "sampler_kl": float((sampler_ratio - drift - 1).sum()),
+        "sampler_ratio": float((sampler_ratio * batch.is_policy).sum()),
+        "sampler_ratio_max": float((sampler_ratio * batch.is_policy).max()) if len(drift) else 0.0,
     }
+    if cap > 0:
+        stats["sampler_truncated"] = float(((sampler_ratio > cap) * batch.is_policy).sum())
     if reference is not None:
         gap = (reference - logprobs) * batch.is_policy
         k3 = torch.exp(gap) - gap - 1
@@ -104,3 +123,22 @@ def joint_loss(
     stats["known_tokens"] = float((1 - batch.is_policy).sum())
     stats["cross_entropy"] = float((-(1 - batch.is_policy) * logprobs).sum().detach())
     return loss, stats
+
+
+def add_stats(sums: dict[str, float], part: dict[str, float]) -> None:
+    """Add a micro-batch's statistics to the update's: largest values stay the largest, all others are summed."""
+    for key, number in part.items():
+        sums[key] = max(sums.get(key, 0.0), number) if key.endswith("_max") else sums.get(key, 0.0) + number
+
+
+def mismatch_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """How far the sampler is from the policy it stands for, on the tokens it drew (before the update).
+
+    ``sampler_gap``: mean |log p_policy - log p_sampler| in nats; ``sampler_kl``: KL(sampler || policy) by the k3
+    estimate, nats a token; ``sampler_ratio`` and ``sampler_ratio_max``: mean (1 where all is well) and largest
+    p_policy / p_sampler; ``sampler_truncated``: share of tokens whose weight the cap cut.
+    """
+    tokens = max(sums.get("policy_tokens", 0.0), 1.0)
+    means = ("sampler_gap", "sampler_kl", "sampler_ratio", "sampler_truncated")
+    found = {key: sums[key] / tokens for key in means if key in sums}
+    return found | {key: sums[key] for key in ("sampler_ratio_max",) if key in sums}

@@ -104,6 +104,7 @@ class Trainer:
             cross_entropy_coef=train.recall_cross_entropy,
             old_logprobs=train.old_logprobs,
             temperature=train.temperature,
+            importance_sampling_cap=self.recipe.importance_sampling_cap,
         )
         warm = min(1.0, number / train.warmup_steps) if train.warmup_steps else 1.0
         return await self.engine.update(experience.rows, loss, self._optimiser(train.lr * warm))

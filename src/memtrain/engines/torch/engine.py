@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
-from memtrain.engines.prefix_tree import build_prefix_tree, pack_by_budget
+from memtrain.engines.prefix_tree import pack_by_budget
 from memtrain.engines.torch.attention import checkpoint_contexts
-from memtrain.engines.torch.batching import Batcher
-from memtrain.engines.torch.forward import completion_logprobs
+from memtrain.engines.torch.batching import Batch, Batcher, together
+from memtrain.engines.torch.cpu_memory import keep_freed_memory
+from memtrain.engines.torch.forward import CompletionBatch, completion_logprobs, run_tokens
 from memtrain.engines.torch.model import LoadedModel
 from memtrain.engines.torch.optimiser import MasterAdamW
+from memtrain.engines.torch.rollout_weights import RolloutWeights
 from memtrain.engines.torch.sampling import MIN_SHARED, Request, sample_batch
 from memtrain.errors import UserError
-from memtrain.rl.loss import Normalisers, TokenBatch, joint_loss
+from memtrain.rl.loss import Normalisers, TokenBatch, add_stats, joint_loss, mismatch_metrics
 from memtrain.types import Completion, Row, SamplingParams
 
 ScoreRequest = tuple[tuple[int, ...], tuple[int, ...], Weights]
@@ -42,9 +45,11 @@ class TorchEngine:
         max_sequences: int | None = None,
         gradient_checkpointing: bool = False,
         share_prefixes: bool = True,
+        overlap: bool | None = None,
     ):
         """``max_sequences`` decode together (default 64 on a CPU, 256 on a GPU); ``share_prefixes`` = False runs
-        every row by itself, for comparison."""
+        every row by itself, for comparison; ``overlap`` samples in a thread of its own while episodes go on
+        (default: on a GPU)."""
         self.loaded = loaded
         self.micro_batch_tokens = micro_batch_tokens
         self.max_sequences = max_sequences or (64 if loaded.device.type == "cpu" else 256)
@@ -54,8 +59,12 @@ class TorchEngine:
         self._generator = torch.Generator().manual_seed(seed)
         self._optimiser: MasterAdamW | None = None
         self._reference: dict[str, torch.Tensor] = {}
-        self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples)
-        self._score_queue: Batcher[ScoreRequest, list[float]] = Batcher(self._run_scores)
+        self._rollout: RolloutWeights | None = None
+        if overlap is None:
+            overlap = loaded.device.type == "cuda"  # on a CPU a second thread would only take cores from the first
+        self._worker = ThreadPoolExecutor(1, "memtrain-device") if overlap else None
+        self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples, self._worker)
+        self._score_queue: Batcher[ScoreRequest, list[float]] = Batcher(together(self._run_scores), self._worker)
         if gradient_checkpointing:
             base = loaded.base  # transformers renames the method; both take the same settings
             enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
@@ -92,6 +101,7 @@ class TorchEngine:
 
     async def update(self, rows: Sequence[Row], loss: LossConfig, optimiser: OptimiserConfig) -> dict[str, float]:
         """See :meth:`memtrain.engines.base.Engine.update`. Empty ``rows`` change nothing."""
+        await self._idle()
         rows = [row for row in rows if row.completion_ids or row.loss == "policy"]
         z = Normalisers.of(rows, loss)
         began, sums, total, packed, separate = time.perf_counter(), dict[str, float](), 0.0, 0, 0
@@ -99,23 +109,23 @@ class TorchEngine:
             return {"rows": 0.0, "loss": 0.0, "grad_norm": 0.0}
         if loss.kl_coef > 0 and not self._reference:
             await self.anchor()  # the start model is the policy before its first update
+        self._rollout = None  # a copy of the weights that is about to be out of date
         adamw = self._adamw()
-        sequences = [(*row.prompt_ids, *row.completion_ids) for row in rows]
+        sequences = [run_tokens(row.prompt_ids, row.completion_ids) for row in rows]
         done = 0
         adamw.clear_gradients()  # an interrupted update may have left some
         for numbers in pack_by_budget(sequences, self.micro_batch_tokens, self._min_shared):
             await asyncio.sleep(0)  # lets Ctrl-C in between micro-batches: nothing has changed yet
             part = [rows[number] for number in numbers]
-            value, stats = self._backward(part, loss, z)
+            value, tokens, stats = self._backward(part, loss, z)
             total += value
-            for key, number in stats.items():
-                sums[key] = sums.get(key, 0.0) + number
-            chosen = [sequences[number] for number in numbers]
-            packed += build_prefix_tree(chosen, self._min_shared).n_tokens
-            separate += sum(map(len, chosen))
+            packed += tokens
+            add_stats(sums, stats)
+            separate += sum(len(row.prompt_ids) + len(row.completion_ids) for row in part)
             done += len(part)
             self._report("update", done, len(rows))
         norm = adamw.step(optimiser)
+        self._rollout = None  # also what was made meanwhile
         policy, known = max(sums["policy_tokens"], 1.0), max(sums["known_tokens"], 1.0)
         metrics = {
             "loss": total,
@@ -125,11 +135,10 @@ class TorchEngine:
             "policy_tokens": sums["policy_tokens"],
             "clip_fraction": sums["clipped"] / policy,
             "entropy": sums["entropy"] / policy,
-            "sampler_gap": sums["sampler_gap"] / policy,
             "tokens_packed": float(packed),
             "tokens_separate": float(separate),
             "update_seconds": time.perf_counter() - began,
-        }
+        } | mismatch_metrics(sums)
         if sums["known_tokens"]:
             metrics["cross_entropy"] = sums["cross_entropy"] / known
         if "kl" in sums:
@@ -142,6 +151,7 @@ class TorchEngine:
 
     async def anchor(self) -> None:
         """The policy as it is now becomes the reference (the start model of the KL term)."""
+        await self._idle()
         self._reference = {name: p.detach().clone() for name, p in self._trainable()}
 
     async def reset_optimiser(self) -> None:
@@ -150,6 +160,7 @@ class TorchEngine:
 
     async def save(self, folder: Path) -> None:
         """See :meth:`memtrain.engines.base.Engine.save`."""
+        await self._idle()
         save_file(self._adamw().state_tensors(), folder / "optimiser.safetensors")
         if self._reference:
             save_file({k: v.contiguous() for k, v in self._reference.items()}, folder / "reference.safetensors")
@@ -158,6 +169,8 @@ class TorchEngine:
 
     async def load(self, folder: Path) -> None:
         """See :meth:`memtrain.engines.base.Engine.load`."""
+        await self._idle()
+        self._rollout = None
         try:
             state = json.loads((folder / "engine.json").read_text())
             self._adamw().load_state_tensors(load_file(folder / "optimiser.safetensors"))
@@ -178,6 +191,11 @@ class TorchEngine:
 
     # ---- below the protocol ----------------------------------------------------------------------------------------
 
+    async def _idle(self) -> None:
+        """Wait until the worker thread, if any, has left the model alone."""
+        if self._worker is not None:
+            await asyncio.get_running_loop().run_in_executor(self._worker, lambda: None)
+
     def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.loaded.model.named_parameters() if p.requires_grad]
 
@@ -197,24 +215,32 @@ class TorchEngine:
         if self.on_progress is not None:
             self.on_progress(what, done, total)
 
-    def _run_samples(self, requests: list[Request]) -> list[Completion]:
-        # Sorting keeps the members of a group in one batch.
-        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt_ids)
-        answers: dict[int, Completion] = {}
-        for start in range(0, len(order), self.max_sequences):
-            numbers = order[start : start + self.max_sequences]
-            finished = start
+    def _run_samples(self, batch: Batch[Request, Completion]) -> None:
+        done = 0
 
-            def count(n: int) -> None:
-                nonlocal finished
-                finished += n
-                self._report("sampling", finished, len(order))
+        def deliver(number: int, completion: Completion) -> None:
+            nonlocal done
+            done += 1
+            self.tokens_sampled += len(completion.token_ids)
+            self._report("sampling", done, len(batch.requests))
+            batch.deliver(number, completion)
 
-            batch = [requests[number] for number in numbers]
-            completions = sample_batch(self.loaded, batch, self._end_ids(), self._generator, count)
-            answers.update(zip(numbers, completions, strict=True))
-        self.tokens_sampled += sum(len(completion.token_ids) for completion in answers.values())
-        return [answers[number] for number in range(len(requests))]
+        if self.loaded.device.type == "cpu":
+            keep_freed_memory()
+        if self._rollout is None:
+            self._rollout = RolloutWeights(self.loaded.model)
+        with self._rollout.installed():
+            sample_batch(
+                self.loaded,
+                list(batch.requests),
+                self._end_ids(),
+                self._generator,
+                deliver,
+                max_sequences=self.max_sequences,
+                min_shared=self._min_shared,
+                arrivals=batch.arrivals,
+                abandoned=lambda: batch.abandoned,
+            )
 
     def _end_ids(self) -> frozenset[int]:
         ids = {self.tokenizer.eos_token_id}
@@ -232,10 +258,11 @@ class TorchEngine:
             done = 0
             with self._weights(weights):
                 for numbers in pack_by_budget(
-                    [(*p, *c) for p, c, _ in wanted], self.micro_batch_tokens, self._min_shared
+                    [run_tokens(p, c) for p, c, _ in wanted], self.micro_batch_tokens, self._min_shared
                 ):
                     part = [wanted[number] for number in numbers]
-                    flat = self._logprobs([p for p, _, _ in part], [c for _, c, _ in part]).tolist()
+                    packed = CompletionBatch.of([p for p, _, _ in part], [c for _, c, _ in part], self._min_shared)
+                    flat = self._logprobs(packed).tolist()
                     for request in part:
                         size = len(request[1])
                         answers[request], flat = flat[:size], flat[size:]
@@ -243,23 +270,26 @@ class TorchEngine:
                     self._report("scoring", done, len(wanted))
         return [answers[request] for request in requests]
 
-    def _logprobs(
-        self, prompts: list[tuple[int, ...]], completions: list[tuple[int, ...]], temperature: float = 1.0
-    ) -> torch.Tensor:
-        return completion_logprobs(self.loaded, prompts, completions, temperature, self._min_shared)
+    def _logprobs(self, packed: CompletionBatch, temperature: float = 1.0) -> torch.Tensor:
+        if self.loaded.device.type == "cpu":
+            keep_freed_memory()
+        return completion_logprobs(self.loaded, packed, temperature)
 
-    def _backward(self, rows: list[Row], config: LossConfig, z: Normalisers) -> tuple[float, dict[str, float]]:
-        prompts, completions = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+    def _backward(self, rows: list[Row], config: LossConfig, z: Normalisers) -> tuple[float, int, dict[str, float]]:
+        """Loss, packed tokens and statistics of a micro-batch; its gradient is added up."""
+        packed = CompletionBatch.of(
+            [row.prompt_ids for row in rows], [row.completion_ids for row in rows], self._min_shared
+        )
         reference = None
         if config.kl_coef > 0 and any(row.loss == "policy" for row in rows):
             with torch.no_grad(), self._weights("reference"):
-                reference = self._logprobs(prompts, completions, config.temperature)
-        logprobs = self._logprobs(prompts, completions, config.temperature)
+                reference = self._logprobs(packed, config.temperature)
+        logprobs = self._logprobs(packed, config.temperature)
         batch = TokenBatch.of(rows, self.loaded.device)
         loss, stats = joint_loss(logprobs, batch, reference, config, z)
         if loss.requires_grad:
             loss.backward()
-        return float(loss.detach()), stats
+        return float(loss.detach()), packed.tree.n_tokens, stats
 
     @contextlib.contextmanager
     def _weights(self, which: Weights) -> Iterator[None]:
