@@ -27,6 +27,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "engines.base": ("types", "errors"),
     "engines.prefix_tree": (),
     "engines.torch": ("engines", "rl.loss", *GROUND),
+    "engines.vllm": ("engines", *GROUND),
     "engines": ("engines.base", *GROUND),
     "memory": ("memory", "engines.base", *GROUND),
     "tasks": ("tasks", "memory", "corpus", "engines.base", *GROUND),
@@ -41,7 +42,8 @@ BELOW: dict[str, tuple[str, ...]] = {
         *GROUND,
     ),
     "dry_run": ("pipeline", "rl", "report", "memory", "corpus", "engines", *GROUND),
-    "cli": ("cli", "pipeline", "dry_run", "report", "assets", "", *GROUND),
+    "bench": ("bench", "rl", "report", "evaluation", "tasks", "memory", "corpus", "engines", "assets", *GROUND),
+    "cli": ("cli", "bench", "pipeline", "dry_run", "report", "assets", "", *GROUND),
     "__main__": ("cli",),
     "": (),
 }
@@ -161,7 +163,7 @@ def test_files_stay_small() -> None:
 def texts() -> list[Path]:
     """What a reader of the repository sees, this file apart."""
     kinds = {".py", ".toml", ".md", ".txt", ".cfg", ".yml", ".yaml", ".json", ""}
-    places = [SOURCE, ROOT / "tests", ROOT / "docs", ROOT / ".ci"]
+    places = [SOURCE, ROOT / "tests", ROOT / "docs", ROOT / "benchmarks", ROOT / ".ci"]
     files = [f for place in places if place.is_dir() for f in place.rglob("*") if f.is_file() and f.suffix in kinds]
     files += [f for f in ROOT.iterdir() if f.is_file() and f.suffix in kinds]
     caches = {"__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache"}

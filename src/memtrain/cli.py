@@ -160,6 +160,39 @@ def show(
     print_for_a_person(folder, what, n, step, split)
 
 
+def bench(
+    names: Annotated[
+        Positional[tuple[str, ...]],
+        arg(
+            metavar="NAME",
+            help="limit, decode, rollouts, update, step, length, tune, all, or report.",
+        ),
+    ] = ("all",),
+    out: Annotated[Path, arg(metavar="FOLDER", help="Where results are written, and read by report.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[FlagCreatePairsOff[bool], arg(help="A tenth of the work, one round: shows that it runs.")] = False,
+    readme: Annotated[Path | None, arg(metavar="FILE", help="report: fill this file's marked place, too.")] = None,
+    settings: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(name="set", metavar="KEY=VALUE [KEY=VALUE ...]", help="Change the work, e.g. rounds=5 recall_samples=8."),
+    ] = (),
+) -> None:
+    """Measure this machine's speed against transformers, TRL and vLLM at the same work; writes JSON and a plot.
+
+    Peers that are not installed are left out. Everything takes long on a CPU: name single benchmarks to run them alone.
+
+    Example: memtrain bench --out runs/bench
+
+    Example: memtrain bench rollouts update --set rounds=5
+
+    Example: memtrain bench report --out benchmarks/results --readme benchmarks/README.md
+    """
+    from memtrain.bench.run import command
+
+    command(names, out, quick, readme, list(chain.from_iterable(settings)))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "build": build,
@@ -167,6 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "read": read,
     "show": show,
+    "bench": bench,
 }
 DESCRIPTION = f"""Train language models to keep a bounded text memory, from unlabelled text alone.
 
