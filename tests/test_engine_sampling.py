@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from memtrain.engines.torch.drawing import BLOCK, DrawPlan, draw, uniform
 from memtrain.engines.torch.engine import TorchEngine
+from memtrain.engines.torch.forward import CompletionBatch
 from memtrain.engines.torch.sampling import StopMatcher
 from memtrain.errors import UserError
 from memtrain.types import Completion, SamplingParams
@@ -93,7 +94,8 @@ def test_logprobs_are_those_of_the_sampling_distribution() -> None:
     params = [SamplingParams(6, temperature=temperatures[i % 3]) for i in range(len(prompts))]
     for prompt, p, completion in zip(prompts, params, sample_all(engine, prompts, *params), strict=True):
         with torch.no_grad():
-            again = engine._logprobs([prompt], [completion.token_ids], p.temperature or 1.0).tolist()
+            packed = CompletionBatch.of([prompt], [completion.token_ids])
+            again = engine._logprobs(packed, p.temperature or 1.0).tolist()
         assert completion.logprobs == pytest.approx(again, abs=1e-4)
 
 

@@ -186,12 +186,12 @@ def test_what_the_check_is_for(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A mistake in our attention of the kind a new model family could bring is caught at load time."""
     import memtrain.engines.torch.attention as attention
 
-    right = attention._attend
+    right = attention.packed_attention
 
-    def without_scale(*args: Any, **rest: Any) -> torch.Tensor:
-        return right(*args[:6], 1.0, *args[7:], **rest)
+    def without_scale(plan: Any, q: Any, k: Any, v: Any, scale: float, *rest: Any, **more: Any) -> torch.Tensor:
+        return right(plan, q, k, v, 1.0, *rest, **more)
 
-    monkeypatch.setattr(attention, "_attend", without_scale)
+    monkeypatch.setattr(attention, "packed_attention", without_scale)
     refused(folder, "logits differ by .* from the model's own")
 
 

@@ -128,7 +128,10 @@ def _update(result: dict[str, Any]) -> Iterator[Line]:
         UPDATE_TARGET,
         detail=f"{ours:,.0f} / {theirs:,.0f} trained tokens/s",
     )
-    mine, other = (result["memory"][who]["increase_bytes"] for who in ("memtrain", peer))
+    memory = [result["memory"][who] for who in ("memtrain", peer)]
+    if any("failed" in entry for entry in memory):
+        return
+    mine, other = (entry["increase_bytes"] for entry in memory)
     value = other / max(mine, 1)
     yield Line(
         f"peak memory of the update, {result['memory']['memtrain']['rows']} rows",

@@ -54,8 +54,16 @@ class DecodePlan:
     """Whether some prefix is shorter than the room, and its row's end must be masked."""
     length: int = 0
     """S: how many own tokens a step looks at, this step's included; the host's upper bound."""
-    biases: dict[tuple[str, int | None], torch.Tensor | None] = field(default_factory=dict)
+    biases: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
     """Additive masks of this step by part and sliding window, float32."""
+    every_B: torch.Tensor = field(init=False)
+    """0..B-1."""
+    bias_row: torch.Tensor = field(init=False)
+    """(B, 1, 1, 1): out of sight for slots without a prefix."""
+
+    def __post_init__(self) -> None:
+        self.every_B = torch.arange(len(self.row_B), device=self.row_B.device)
+        self.bias_row = _bias(self.row_B >= 0)[:, None, None, None]
 
     @property
     def prefix_length_B(self) -> torch.Tensor:
@@ -79,7 +87,7 @@ class DecodePlan:
         return True
 
     def _state(self) -> tuple[torch.Tensor, ...]:
-        return self.own_lengths_B, self.prefix_lengths_G, self.row_B, self.slots_GM, self.place_B
+        return self.own_lengths_B, self.prefix_lengths_G, self.row_B, self.slots_GM, self.place_B, self.bias_row
 
     def begin_step(self, length: int) -> None:
         """Call before a forward pass in which no slot holds more than ``length`` own tokens, the new one included."""
@@ -99,9 +107,7 @@ class DecodePlan:
             if window is not None:
                 seen &= now - position < window
             self.biases["own", window] = _bias(seen)[:, None, None]
-        bias = self.biases["own", window]
-        assert bias is not None
-        return bias
+        return self.biases["own", window]
 
     def bias_prefix(self, window: int | None) -> torch.Tensor:
         """(G, 1, 1 or M, 1, P): keys of the prefix that exist, within the window of each slot."""
@@ -113,9 +119,7 @@ class DecodePlan:
                 now = self.positions_B[self.slots_GM]
                 seen = seen & (now[:, :, None] - position < window)
             self.biases["prefix", window] = _bias(seen)[:, None, :, None]
-        bias = self.biases["prefix", window]
-        assert bias is not None
-        return bias
+        return self.biases["prefix", window]
 
 
 def _bias(seen: torch.Tensor) -> torch.Tensor:
@@ -164,7 +168,7 @@ def decode_attention(
     cache = plan.layers[layer]
     slots, heads, _, size = q.shape
     kv_heads, length = cache.own_k.shape[1], plan.length
-    every = torch.arange(slots, device=q.device)
+    every = plan.every_B
     cache.own_k[every, :, :, plan.own_lengths_B] = k[:, :, 0]
     cache.own_v[every, :, plan.own_lengths_B] = v[:, :, 0]
     q_BKRD = q.reshape(slots, kv_heads, heads // kv_heads, size) * scale
@@ -173,7 +177,8 @@ def decode_attention(
     if plan.slots_GM.numel() and cache.prefix_v.shape[2]:
         lse_p, out_p = _prefix(plan, cache, q_BKRD, window, softcap)
         out = torch.lerp(out, out_p, torch.sigmoid(lse_p - lse))
-        lse = torch.logaddexp(lse, lse_p)
+        if sinks is not None:
+            lse = torch.logaddexp(lse, lse_p)
     if sinks is not None:
         out = out * torch.sigmoid(lse - sinks.float().view(1, kv_heads, -1, 1))
     return out.to(q.dtype).reshape(slots, 1, heads, size)
@@ -197,7 +202,7 @@ def _prefix(
         x = x.view(groups, kv_heads, places, repeats, -1).transpose(1, 2)
         return x.reshape(groups * places, kv_heads, repeats, -1)[plan.place_B]
 
-    return torch.where(plan.row_B[:, None, None, None] < 0, NEVER, by_slot(lse)), by_slot(out)
+    return by_slot(lse) + plan.bias_row, by_slot(out)
 
 
 def _attend(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
