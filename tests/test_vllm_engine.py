@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from memtrain.engines.base import Engine, LossConfig, OptimiserConfig
 from memtrain.engines.torch.engine import TorchEngine
-from memtrain.engines.vllm.engine import VLLMEngine, end_tokens, with_vllm
+from memtrain.engines.torch.model import end_tokens
+from memtrain.engines.vllm.engine import VLLMEngine, with_vllm
 from memtrain.engines.vllm.weights import adapter_rank, checkpoint_tensors
 from memtrain.errors import UserError
 from memtrain.settings import SamplerSettings

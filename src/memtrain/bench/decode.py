@@ -10,13 +10,13 @@ unprofiled step is given too.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from memtrain.bench.harness import spread, synchronise
+from memtrain.bench.harness import seconds_of, spread, synchronise
 from memtrain.bench.models import Place, load_engine, load_tokenizer
 from memtrain.bench.progress import Progress
 from memtrain.bench.rollouts import sample_all
@@ -54,8 +54,8 @@ def bench_decode(settings: BenchSettings, progress: Progress) -> dict[str, Any]:
     per_step = []
     for number in range(max(3, settings.rounds)):
         progress(f"round {number + 1}: {short} and {long} tokens")
-        seconds = {length: _seconds(engine, turns, length, place.device) for length in (short, long)}
-        per_step.append((seconds[long] - seconds[short]) / steps * 1e3)
+        brief, whole_run = (seconds_of(partial(sample_all, engine, turns, n), place.device) for n in (short, long))
+        per_step.append((whole_run - brief) / steps * 1e3)
     progress("profile")
     own, whole = operator_times(engine, turns, (short, long), place.device)
     step_ms = spread(per_step)
@@ -132,14 +132,6 @@ def operator_times(
         own[event.key] = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e3 / (last - first)
         whole[event.key] = (event.device_time_total if gpu else event.cpu_time_total) / 1e3 / (last - first)
     return own, whole
-
-
-def _seconds(engine: Any, turns: Turns, length: int, device: torch.device) -> float:
-    synchronise(device)
-    began = time.perf_counter()
-    sample_all(engine, turns, length)
-    synchronise(device)
-    return time.perf_counter() - began
 
 
 def _mean(work: dict[str, Any]) -> float:

@@ -63,13 +63,18 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(contestant: Contestant, device: torch.device) -> float:
-    """Seconds of one run, the device idle before and after."""
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, the device idle before and after."""
     synchronise(device)
     began = time.perf_counter()
-    told = contestant.run()
+    work()
     synchronise(device)
-    return float(told) if contestant.self_timed else time.perf_counter() - began
+    return time.perf_counter() - began
+
+
+def timed(contestant: Contestant, device: torch.device) -> float:
+    """Seconds of one run."""
+    return float(contestant.run()) if contestant.self_timed else seconds_of(contestant.run, device)
 
 
 def control_rate(device: torch.device) -> float:
@@ -77,17 +82,8 @@ def control_rate(device: torch.device) -> float:
     a, b = (torch.ones(CONTROL_SIZE, CONTROL_SIZE, dtype=torch.bfloat16, device=device) for _ in range(2))
     for _ in range(3):
         a @ b
-    seconds = [timed_product(a, b, device) for _ in range(CONTROL_RUNS)]
+    seconds = [seconds_of(lambda: a @ b, device) for _ in range(CONTROL_RUNS)]
     return 2 * CONTROL_SIZE**3 / median(seconds) / 1e9
-
-
-def timed_product(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
-    """Seconds of ``a @ b``."""
-    synchronise(device)
-    began = time.perf_counter()
-    a @ b
-    synchronise(device)
-    return time.perf_counter() - began
 
 
 def contest(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from memtrain.bench.flops import Flops
-from memtrain.bench.harness import synchronise
+from memtrain.bench.harness import seconds_of
 from memtrain.bench.models import Place
 from memtrain.bench.peers.generate import load_peer
 from memtrain.bench.progress import Progress
@@ -62,17 +62,16 @@ def product_seconds(m: int, out: int, into: int, device: torch.device, dtype: to
     weights = [torch.randn(out, into, device=device).to(dtype) for _ in range(copies)]
     x = torch.randn(m, into, device=device).to(dtype)
     times: list[float] = []
-    with torch.no_grad():
+
+    def every() -> None:
         for weight in weights:
             torch.nn.functional.linear(x, weight)
+
+    with torch.no_grad():
+        every()
         stop = time.perf_counter() + SECONDS_EACH
         while time.perf_counter() < stop or len(times) < 5:
-            synchronise(device)
-            began = time.perf_counter()
-            for weight in weights:
-                torch.nn.functional.linear(x, weight)
-            synchronise(device)
-            times.append((time.perf_counter() - began) / copies)
+            times.append(seconds_of(every, device) / copies)
     return median(times)
 
 
@@ -81,13 +80,7 @@ def bandwidth(device: torch.device) -> float:
     source = torch.ones(1 << 28 if device.type == "cuda" else 1 << 26, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    times = []
-    for _ in range(7):
-        synchronise(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        synchronise(device)
-        times.append(time.perf_counter() - began)
+    times = [seconds_of(lambda: target.copy_(source), device) for _ in range(7)]
     return 2 * source.numel() * source.element_size() / median(times) / 1e9
 
 

@@ -36,6 +36,13 @@ class Line:
     detail: str = ""
     """Both sides in absolute numbers."""
 
+    @classmethod
+    def ratio(
+        cls, work: str, against: str, ratio: dict[str, Any], target: float, unit: str = "x", *, detail: str
+    ) -> Line:
+        """Of a ratio's spread over the rounds."""
+        return cls(work, against, ratio["median"], ratio["min"], ratio["max"], target, unit, detail)
+
     @property
     def met(self) -> bool:
         return self.value <= self.target if self.unit == "<=" else self.value >= self.target
@@ -105,12 +112,10 @@ def _rollouts(result: dict[str, Any]) -> Iterator[Line]:
         work = batch["work"]
         for peer, ratio in batch["ratios"].items():
             ours, theirs = (batch["contestants"][who]["per_second"]["median"] for who in ("memtrain", peer))
-            yield Line(
+            yield Line.ratio(
                 f"rollouts, {work['sequences']} sequences ({name})",
                 peer,
-                ratio["median"],
-                ratio["min"],
-                ratio["max"],
+                ratio,
                 ROLLOUT_TARGETS[peer],
                 detail=f"{ours:,.0f} / {theirs:,.0f} new tokens/s",
             )
@@ -119,12 +124,10 @@ def _rollouts(result: dict[str, Any]) -> Iterator[Line]:
 def _update(result: dict[str, Any]) -> Iterator[Line]:
     [(peer, ratio)] = result["ratios"].items()
     ours, theirs = (result["contestants"][who]["per_second"]["median"] for who in ("memtrain", peer))
-    yield Line(
+    yield Line.ratio(
         "joint update",
         peer,
-        ratio["median"],
-        ratio["min"],
-        ratio["max"],
+        ratio,
         UPDATE_TARGET,
         detail=f"{ours:,.0f} / {theirs:,.0f} trained tokens/s",
     )
@@ -147,12 +150,10 @@ def _update(result: dict[str, Any]) -> Iterator[Line]:
 def _step(result: dict[str, Any]) -> Iterator[Line]:
     for peer, ratio in result["ratios"].items():
         ours, theirs = (result["contestants"][who]["seconds"]["median"] for who in ("memtrain", peer))
-        yield Line(
+        yield Line.ratio(
             "whole GRPO step",
             peer,
-            ratio["median"],
-            ratio["min"],
-            ratio["max"],
+            ratio,
             STEP_TARGET,
             detail=f"{ours:.1f} / {theirs:.1f} s",
         )
@@ -177,26 +178,22 @@ def _length(result: dict[str, Any]) -> Iterator[Line]:
     short, long = (str(chunks) for chunks in result["work"]["chunks"])
     seconds, peak = result["seconds"], result["peak_bytes"]
     ratio = result["time_ratio"]
-    yield Line(
+    yield Line.ratio(
         f"reading {long} chunks by reading {short}: time",
         "-",
-        ratio["median"],
-        ratio["min"],
-        ratio["max"],
+        ratio,
         LENGTH_TIME_TARGET,
         "<=",
-        f"{seconds[long]['median']:.1f} / {seconds[short]['median']:.1f} s",
+        detail=f"{seconds[long]['median']:.1f} / {seconds[short]['median']:.1f} s",
     )
     ratio = result["memory_ratio"]
-    yield Line(
+    yield Line.ratio(
         f"reading {long} chunks by reading {short}: peak memory",
         "-",
-        ratio["median"],
-        ratio["min"],
-        ratio["max"],
+        ratio,
         LENGTH_MEMORY_TARGET,
         "<=",
-        f"{peak[long]['median'] / GIB:.2f} / {peak[short]['median'] / GIB:.2f} GiB",
+        detail=f"{peak[long]['median'] / GIB:.2f} / {peak[short]['median'] / GIB:.2f} GiB",
     )
 
 

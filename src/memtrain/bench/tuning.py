@@ -5,12 +5,12 @@ The winners are the defaults in ``peers/``. Run ``memtrain bench tune`` anew on 
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from memtrain.bench.episodes import configs
-from memtrain.bench.harness import synchronise
+from memtrain.bench.episodes import configs, describe_rows
+from memtrain.bench.harness import seconds_of
 from memtrain.bench.models import Place, load_engine, load_tokenizer
 from memtrain.bench.peers.generate import ContinuousSettings, GenerateSettings, generate, generate_batch, load_peer
 from memtrain.bench.progress import Progress
@@ -61,11 +61,8 @@ def bench_tune(settings: BenchSettings, progress: Progress) -> dict[str, Any]:
             full = getattr(chosen, "compile", False)
             warm = turns.prompts if full else turns.prompts[: chosen_batch(chosen)]
             call(model, tokenizer, warm, turns.new_tokens if full else SHORT, chosen)
-            synchronise(place.device)
-            began = time.perf_counter()
-            call(model, tokenizer, turns.prompts, turns.new_tokens, chosen)
-            synchronise(place.device)
-            entry["new_tokens_per_second"] = turns.total_new / (time.perf_counter() - began)
+            run = partial(call, model, tokenizer, turns.prompts, turns.new_tokens, chosen)
+            entry["new_tokens_per_second"] = turns.total_new / seconds_of(run, place.device)
         except Exception as error:  # a setting that does not run here is a result too
             entry["failed"] = f"{type(error).__name__}: {str(error)[:200]}"
         found["rollouts"].append(entry)
@@ -79,23 +76,20 @@ def _micro_batches(place: Place, settings: BenchSettings, progress: Progress) ->
     rows = recorded_rows(engine, settings)[::4]  # every kind of row, at a quarter of the time
     del engine
     trainer = load_trainer(place, settings)
-    tokens = sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
+    tokens = describe_rows(rows)["tokens_separate"]
     loss, optimiser = configs(settings)
     found = []
     trainer.update(rows[:2], loss, optimiser)
+    told: list[dict[str, float]] = []
     for budget in MICRO_BATCHES:
         progress(f"per-row training: micro-batches of {budget} tokens")
         trainer.micro_batch_tokens = budget
-        synchronise(place.device)
-        began = time.perf_counter()
-        told = trainer.update(rows, loss, optimiser)
-        synchronise(place.device)
-        rate = tokens / (time.perf_counter() - began)
+        rate = tokens / seconds_of(lambda: told.append(trainer.update(rows, loss, optimiser)), place.device)
         found.append(
             {
                 "peer": "per-row transformers",
                 "micro_batch_tokens": budget,
-                "tokens_padded": told["tokens_padded"],
+                "tokens_padded": told[-1]["tokens_padded"],
                 "trained_tokens_per_second": rate,
             }
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from memtrain.bench.settings import BenchSettings, recipe_of
 from memtrain.corpus import documents as corpus_documents
 from memtrain.corpus.readers import ReadReport, read_passages
+from memtrain.engines.prefix_tree import common_prefix
 from memtrain.errors import UserError
 from memtrain.memory.prompts import QUESTION, Prompts
 from memtrain.memory.reader import split_chunks
@@ -88,18 +88,9 @@ def describe(turns: Turns) -> dict[str, Any]:
         "prompt_tokens_min": min(lengths),
         "prompt_tokens_max": max(lengths),
         "prompt_tokens_total": sum(lengths),
-        "shared_tokens_by_group": [_shared(group) for group in groups],
+        "shared_tokens_by_group": [common_prefix(min(group), max(group)) for group in groups],
         "new_tokens_each": turns.new_tokens,
     }
-
-
-def _shared(rows: Sequence[tuple[int, ...]]) -> int:
-    """Length of the prefix that all rows have in common."""
-    low, high = min(rows), max(rows)
-    place = 0
-    while place < min(len(low), len(high)) and low[place] == high[place]:
-        place += 1
-    return place
 
 
 def long_text(tokenizer: Any, settings: BenchSettings, tokens: int) -> str:

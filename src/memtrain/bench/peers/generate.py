@@ -80,18 +80,12 @@ def generate(
     model: Any, tokenizer: Any, prompts: Prompts, new_tokens: int, settings: GenerateSettings | None = None
 ) -> list[tuple[int, ...]]:
     """``new_tokens`` sampled tokens for every prompt."""
-    from transformers import GenerationConfig
     from transformers.generation import CompileConfig
 
     settings = settings or GenerateSettings()
-    config = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=NO_END,
-        pad_token_id=tokenizer.pad_token_id,
+    config = _sampling(
+        tokenizer,
+        new_tokens,
         cache_implementation="static" if settings.cache == "static" else None,
         disable_compile=not settings.compile,
         compile_config=CompileConfig(fullgraph=False) if settings.compile else None,
@@ -104,26 +98,17 @@ def generate(
             ids, mask = left_padded(prompts[start : start + settings.batch], tokenizer.pad_token_id, model.device)
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             found += [tuple(row) for row in output[:, ids.shape[1] :].tolist()]
-    return _checked(found, len(prompts), new_tokens)
+    return checked(found, len(prompts), new_tokens)
 
 
 def generate_batch(
     model: Any, tokenizer: Any, prompts: Prompts, new_tokens: int, settings: ContinuousSettings | None = None
 ) -> list[tuple[int, ...]]:
     """The same by continuous batching over a paged cache."""
-    from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
 
     settings = settings or ContinuousSettings()
-    config = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=NO_END,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = _sampling(tokenizer, new_tokens)
     longest = max(len(prompt) for prompt in prompts) + new_tokens
     pages = -(-longest // settings.page) + 1
     limits = ContinuousBatchingConfig(
@@ -137,7 +122,23 @@ def generate_batch(
     inputs = [list(prompt) for prompt in prompts]
     with attention(model, settings.attention):
         outputs = model.generate_batch(inputs, generation_config=config, continuous_batching_config=limits)
-    return _checked([tuple(output.generated_tokens) for output in outputs.values()], len(prompts), new_tokens)
+    return checked([tuple(output.generated_tokens) for output in outputs.values()], len(prompts), new_tokens)
+
+
+def _sampling(tokenizer: Any, new_tokens: int, **more: Any) -> Any:
+    """The whole softmax at temperature 1, exactly ``new_tokens`` tokens."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=NO_END,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def attention(model: Any, name: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _checked(found: list[tuple[int, ...]], sequences: int, new_tokens: int) -> list[tuple[int, ...]]:
+def checked(found: list[tuple[int, ...]], sequences: int, new_tokens: int) -> list[tuple[int, ...]]:
     """A peer that writes less than it is asked for would look faster than it is."""
     lengths = [len(row) for row in found]
     if lengths != [new_tokens] * sequences:

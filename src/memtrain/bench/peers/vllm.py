@@ -7,7 +7,6 @@ settings. Its worker threads sleep while it is idle: the contest's control produ
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from memtrain.bench.environment import version_of
+from memtrain.bench.peers.generate import checked
 from memtrain.engines.vllm.startup import undisturbed
 
 
@@ -29,8 +29,6 @@ class VllmPeer:
     """One loaded vLLM. Its prefix cache is emptied before every batch: it may share within one, not between runs."""
 
     def __init__(self, folder: str | Path, dtype: str, sequences: int, longest: int, device: torch.device):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         self.settings: dict[str, Any] = {
             "enable_prefix_caching": True,
             "max_num_seqs": sequences,
@@ -54,9 +52,7 @@ class VllmPeer:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self.llm.generate(inputs, params, use_tqdm=False)
         found = [tuple(output.outputs[0].token_ids) for output in outputs]
-        if [len(row) for row in found] != [new_tokens] * len(prompts):
-            raise RuntimeError("vLLM wrote fewer tokens than it was asked for")
-        return found
+        return checked(found, len(prompts), new_tokens)
 
     def close(self) -> None:
         """Free the model and its cache."""

@@ -94,10 +94,6 @@ class DecodePlan:
         self.length = length
         self.biases.clear()
 
-    def end_step(self) -> None:
-        """This step's token now belongs to every slot's own part."""
-        self.own_lengths_B += 1
-
     def bias_own(self, window: int | None) -> torch.Tensor:
         """(B, 1, 1, S): own keys up to this step's token, within the window."""
         if ("own", window) not in self.biases:

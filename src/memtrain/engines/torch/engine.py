@@ -22,7 +22,7 @@ from memtrain.engines.torch.attention import checkpoint_contexts
 from memtrain.engines.torch.batching import Batch, Batcher, together
 from memtrain.engines.torch.cpu_memory import keep_freed_memory
 from memtrain.engines.torch.forward import CompletionBatch, completion_logprobs, run_tokens
-from memtrain.engines.torch.model import LoadedModel
+from memtrain.engines.torch.model import LoadedModel, end_tokens
 from memtrain.engines.torch.optimiser import MasterAdamW
 from memtrain.engines.torch.rollout_weights import RolloutWeights
 from memtrain.engines.torch.sampling import MIN_SHARED, Request, sample_batch
@@ -60,6 +60,8 @@ class TorchEngine:
         self._optimiser: MasterAdamW | None = None
         self._reference: dict[str, torch.Tensor] = {}
         self._rollout: RolloutWeights | None = None
+        if loaded.device.type == "cpu":
+            keep_freed_memory()
         if overlap is None:
             overlap = loaded.device.type == "cuda"  # on a CPU a second thread would only take cores from the first
         self._worker = ThreadPoolExecutor(1, "memtrain-device") if overlap else None
@@ -225,15 +227,13 @@ class TorchEngine:
             self._report("sampling", done, len(batch.requests))
             batch.deliver(number, completion)
 
-        if self.loaded.device.type == "cpu":
-            keep_freed_memory()
         if self._rollout is None:
             self._rollout = RolloutWeights(self.loaded.model)
         with self._rollout.installed():
             sample_batch(
                 self.loaded,
                 list(batch.requests),
-                self._end_ids(),
+                frozenset(end_tokens(self.loaded)),
                 self._generator,
                 deliver,
                 max_sequences=self.max_sequences,
@@ -241,12 +241,6 @@ class TorchEngine:
                 arrivals=batch.arrivals,
                 abandoned=lambda: batch.abandoned,
             )
-
-    def _end_ids(self) -> frozenset[int]:
-        ids = {self.tokenizer.eos_token_id}
-        configured = getattr(self.loaded.base.generation_config, "eos_token_id", None)
-        ids.update(configured if isinstance(configured, list) else [configured])
-        return frozenset(token for token in ids if token is not None)
 
     @torch.no_grad()
     def _run_scores(self, requests: list[ScoreRequest]) -> list[list[float]]:
@@ -271,8 +265,6 @@ class TorchEngine:
         return [answers[request] for request in requests]
 
     def _logprobs(self, packed: CompletionBatch, temperature: float = 1.0) -> torch.Tensor:
-        if self.loaded.device.type == "cpu":
-            keep_freed_memory()
         return completion_logprobs(self.loaded, packed, temperature)
 
     def _backward(self, rows: list[Row], config: LossConfig, z: Normalisers) -> tuple[float, int, dict[str, float]]:

@@ -7,7 +7,7 @@ at load time makes sure that our attention over shared prefixes gives the model'
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class LoadedModel:
     """Longest sequence the model takes."""
     lora: bool
     """Whether only an adapter trains."""
+    no_keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Layer -> keys and values of no tokens, (1, K, 0, D) each: their shapes and type, once ``prefill`` has asked."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, hidden) -> (…, vocabulary), with the scalings and caps that some families apply."""
@@ -195,6 +197,13 @@ def _with_lora(model: Any, settings: ModelSettings, seed: int) -> Any:
 def _context(model: Any) -> int:
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", 0) or 1_000_000)
+
+
+def end_tokens(loaded: LoadedModel) -> list[int]:
+    """Ids that end a completion: the tokenizer's and the generation config's."""
+    configured = getattr(loaded.base.generation_config, "eos_token_id", None)
+    ids = {loaded.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return sorted(token for token in ids if token is not None)
 
 
 def tie_pad_token(tokenizer: Any) -> None:

@@ -97,10 +97,9 @@ class Pool:
 
     @classmethod
     def of(cls, loaded: LoadedModel, slots: int, rows: int, prefix_room: int, own_room: int) -> Pool:
-        """An empty pool in the model's own shapes, which a one-token pass tells."""
-        probe = run_tree(loaded, build_prefix_tree([[0]]), keep=True)[1].kept
+        """An empty pool in the model's own shapes."""
         layers = {}
-        for layer, (keys, values) in probe.items():
+        for layer, (keys, values) in cache_shapes(loaded).items():
             heads, size_k, size_v = keys.shape[1], keys.shape[3], values.shape[3]
             layers[layer] = LayerCache(
                 keys.new_zeros(rows, heads, size_k, prefix_room),
@@ -118,14 +117,21 @@ class Pool:
         self.slots = len(slots)
 
 
+def cache_shapes(loaded: LoadedModel) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer -> keys and values of no tokens, in the model's shapes and type, which a one-token pass tells once."""
+    if not loaded.no_keys:
+        kept = run_tree(loaded, build_prefix_tree([[0]]), keep=True)[1].kept
+        loaded.no_keys.update({layer: (keys[:, :, :0], values[:, :, :0]) for layer, (keys, values) in kept.items()})
+    return loaded.no_keys
+
+
 def fitting_slots(loaded: LoadedModel, wanted: int, own_room: int, prefix_tokens: int) -> int:
     """How many of the wanted slots fit into the device's free memory; all of them on a CPU, which can swap."""
     if loaded.device.type != "cuda":
         return wanted
-    config = loaded.base.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = 2 * config.num_hidden_layers * heads * size * loaded.decoder.dtype.itemsize
+    token_bytes = sum(
+        x.shape[1] * x.shape[3] * x.element_size() for pair in cache_shapes(loaded).values() for x in pair
+    )
     free = torch.cuda.mem_get_info(loaded.device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     # A third stays for the prefill's activations and the logits.
     return max(1, min(wanted, int(free * 0.66 / token_bytes - prefix_tokens) // own_room))

@@ -110,7 +110,7 @@ class _Decoder:
             own_room, prefix_room = (-(-room // LENGTH_STEP) * LENGTH_STEP for room in (own_room, prefix_room))
         wanted = min(max_sequences, len(requests))
         slots = fitting_slots(loaded, wanted, own_room, prefix_room * rows_at_once(units, wanted))
-        self.waiting = deque(self._units(list(requests), slots))
+        self.waiting = deque(units if slots == wanted else self._units(list(requests), slots))
         self.width = max(len(unit.members) for unit in self.waiting)
         """Largest unit."""
         self.pool = Pool.of(loaded, slots, rows_at_once(self.waiting, slots), prefix_room, own_room)

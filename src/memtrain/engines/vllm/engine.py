@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
+from memtrain.engines.torch.model import end_tokens
 from memtrain.engines.vllm.requests import Seeds
 from memtrain.errors import UserError
 from memtrain.settings import SamplerSettings
@@ -214,10 +215,3 @@ def with_vllm(learner: Any, settings: SamplerSettings, seed: int = 0) -> VLLMEng
         sampler = ServerSampler(settings, end_ids)
     atexit.register(sampler.close)
     return VLLMEngine(learner, sampler, seed)
-
-
-def end_tokens(loaded: Any) -> list[int]:
-    """Ids that end a completion: the tokenizer's and the generation config's."""
-    configured = getattr(loaded.base.generation_config, "eos_token_id", None)
-    ids = {loaded.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return sorted(token for token in ids if token is not None)

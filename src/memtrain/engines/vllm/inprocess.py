@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ class InProcessSampler:
             "load_format": "dummy",  # the learner's weights follow
             "dtype": str(loaded.base.dtype).removeprefix("torch."),
             "max_model_len": self.context_tokens,
-            "max_num_seqs": settings.max_sequences or (64 if on_cpu else 256),
+            "max_num_seqs": learner.max_sequences,
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs",
             "gpu_memory_utilization": settings.gpu_memory_utilization,
@@ -177,9 +176,6 @@ def _write_description(loaded: Any, folder: Path) -> None:
 
 def _start(options: dict[str, Any]) -> Any:
     """An ``LLMEngine`` whose core runs in this process."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     with undisturbed():
         try:
             from vllm import EngineArgs

@@ -20,6 +20,9 @@ TRIPS_OVER = ("llvmlite.binding.ffi",)
 def undisturbed() -> Iterator[None]:
     """vLLM seeds every global generator, puts a library into LD_PRELOAD for its workers and, on a CPU, switches
     ``torch.set_num_threads`` off. Whoever else computes in the same process keeps its own."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its core in this process too
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     set_threads, threads, grad = torch.set_num_threads, torch.get_num_threads(), torch.is_grad_enabled()
     preload = os.environ.get("LD_PRELOAD")
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
