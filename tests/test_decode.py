@@ -20,7 +20,7 @@ from memtrain.engines.torch.decode_attention import DecodePlan, LayerCache, deco
 from memtrain.engines.torch.engine import TorchEngine
 from memtrain.engines.torch.model import load_model
 from memtrain.engines.torch.prefill import Unit, plan_units, rows_at_once
-from memtrain.engines.torch.rollout_weights import RolloutWeights
+from memtrain.engines.torch.rollout_model import RolloutModel
 from memtrain.recipe import ModelSettings
 from memtrain.types import SamplingParams
 
@@ -221,7 +221,8 @@ def test_cuda_graphs_replay_what_the_steps_compute(family: str, recwarn: pytest.
 @pytest.mark.parametrize("lora", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rollout_weights_are_the_policys_own(lora: int, dtype: str) -> None:
-    model = tiny.engine(dtype=dtype, lora_rank=lora).loaded.model
+    loaded = tiny.engine(dtype=dtype, lora_rank=lora).loaded
+    model, rollout = loaded.model, RolloutModel(loaded)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -231,8 +232,7 @@ def test_rollout_weights_are_the_policys_own(lora: int, dtype: str) -> None:
     tokens = torch.tensor([tiny.ids(random.Random(0), 50)])
     with torch.no_grad():
         wanted = model(tokens, use_cache=False).logits
-        with RolloutWeights(model).installed():
-            got = model(tokens, use_cache=False).logits
+        got = rollout.ready().model(tokens, use_cache=False).logits
         again = model(tokens, use_cache=False).logits
     if lora:  # merged weights are rounded once more
         gap = float((got.float() - wanted.float()).norm() / wanted.float().norm())
@@ -241,6 +241,17 @@ def test_rollout_weights_are_the_policys_own(lora: int, dtype: str) -> None:
         assert torch.equal(got, wanted)
     assert torch.equal(again, wanted)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    rollout.drop()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ("lora_A" in name) if lora else ("q_proj" in name):
+                parameter.mul_(3)
+        changed = model(tokens, use_cache=False).logits
+        got = rollout.ready().model(tokens, use_cache=False).logits
+    assert not torch.equal(changed, wanted)
+    assert float((got.float() - changed.float()).norm() / changed.float().norm()) < (
+        1e-5 if dtype == "float32" else 0.03
+    )
 
 
 @pytest.mark.parametrize("lora", [0, 4])

@@ -45,7 +45,7 @@ class OtherEngine:
     async def take(self, learner: Any) -> None:
         await asyncio.sleep(0)
         self.taken += 1
-        self.engine._rollout = None
+        self.engine._drop_rollout()
         own = self.engine.loaded.base.state_dict()
         with torch.no_grad():
             for name, tensor in checkpoint_tensors(learner.loaded, merge=True):

@@ -36,7 +36,7 @@ def update_memory(settings: BenchSettings, who: str, rows: list[Any]) -> dict[st
     """
     from memtrain.bench import update
     from memtrain.bench.episodes import configs
-    from memtrain.bench.memory import peak_memory
+    from memtrain.bench.memory import give_up_when_full, peak_memory
     from memtrain.bench.models import Place, load_engine
     from memtrain.types import Row
 
@@ -60,8 +60,10 @@ def update_memory(settings: BenchSettings, who: str, rows: list[Any]) -> dict[st
             return trainer.update(part, loss, optimiser)
 
     step(small)
-    found = peak_memory(lambda: step(group), place.device)
-    return found | {"rows": len(group), "tokens_separate": budget // 2, "who": who}
+    about = {"rows": len(group), "tokens_separate": budget // 2, "who": who}
+    if place.device.type == "cpu":
+        give_up_when_full(lambda found: print(json.dumps(found | about), flush=True))
+    return peak_memory(lambda: step(group), place.device) | about
 
 
 def read_length(settings: BenchSettings, text: str, chunks: int) -> dict[str, Any]:

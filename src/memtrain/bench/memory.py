@@ -8,8 +8,10 @@ which ``ru_maxrss`` inherits. On a GPU it is what torch's allocator handed out.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from typing import Any
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+GUARD_SHARE = 0.92
+"""Share of the machine's memory at which :func:`give_up_when_full` ends the process, before the kernel ends another."""
+GUARD_SECONDS = 0.02
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
@@ -35,6 +40,23 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> dict[str, Any]
         work()
         peak = high_water()
     return {"before_bytes": before, "peak_bytes": peak, "increase_bytes": max(0, peak - before), "how": how}
+
+
+def give_up_when_full(last_words: Callable[[dict[str, Any]], None]) -> None:
+    """End this process once it holds most of the machine's memory, after telling what it held: a lower bound.
+
+    The kernel would kill it a moment later, and perhaps the one who waits for it.
+    """
+    before, limit = resident(), int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * GUARD_SHARE)
+
+    def watch() -> None:
+        pause = threading.Event()
+        while (now := resident()) < limit:
+            pause.wait(GUARD_SECONDS)
+        last_words({"before_bytes": before, "exceeded_bytes": now, "increase_bytes": now - before, "how": "VmRSS"})
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def reset_high_water() -> str:

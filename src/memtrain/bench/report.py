@@ -136,6 +136,7 @@ def _update(result: dict[str, Any]) -> Iterator[Line]:
         return
     mine, other = (entry["increase_bytes"] for entry in memory)
     value = other / max(mine, 1)
+    more = "over " if "exceeded_bytes" in memory[1] else ""  # ended before it had all it wanted
     yield Line(
         f"peak memory of the update, {result['memory']['memtrain']['rows']} rows",
         peer,
@@ -143,7 +144,8 @@ def _update(result: dict[str, Any]) -> Iterator[Line]:
         value,
         value,
         MEMORY_TARGET,
-        detail=f"{mine / GIB:.2f} / {other / GIB:.2f} GiB above what stood before",
+        detail=f"{mine / GIB:.2f} / {more}{other / GIB:.2f} GiB above what stood before"
+        + (", then the machine was full" if more else ""),
     )
 
 

@@ -62,13 +62,51 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The function transformers calls in every layer; query (batch, H, L, D), result (batch, L, H, D)."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    extras: dict[str, Any] = {"softcap": softcap, "sinks": s_aux}
+    if torch.compiler.is_compiling():
+        number: Any = module.layer_number
+        return torch.ops.memtrain.attend(query, key, value, number, scale, sliding_window, softcap, s_aux), None
+    layer: Any = getattr(module, "layer_idx", 0)
+    return _attend(query, key, value, layer, scale, sliding_window, softcap, s_aux), None
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """As the plan in force says."""
     if isinstance(_plan, DecodePlan):
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        return decode_attention(_plan, layer, query, key, value, scale, sliding_window, **extras), None
-    if isinstance(_plan, PackedPlan):
-        if _plan.keep:
-            _plan.kept[module.layer_idx] = (key.detach(), value.detach())  # type: ignore[index]
-        return packed_attention(_plan, query, key, value, scale, sliding_window, **extras), None
-    plain = PackedPlan([query.shape[2]], [-1], [0])  # an ordinary causal call without padding
-    return packed_attention(plain, query, key, value, scale, sliding_window, **extras), None
+        return decode_attention(_plan, layer, q, k, v, scale, window, softcap, sinks)
+    # Without a plan: an ordinary causal call without padding.
+    plan = _plan if _plan is not None else PackedPlan([q.shape[2]], [-1], [0])
+    if plan.keep:
+        plan.kept[layer] = (k.detach(), v.detach())
+    return packed_attention(plan, q, k, v, scale, window, softcap=softcap, sinks=sinks)
+
+
+def _attend_compiled(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    if isinstance(_plan, PackedPlan) and _plan.keep:  # a compiled graph uses its buffers again
+        k, v = k.clone(), v.clone()
+    return _attend(q, k, v, int(layer), *rest)
+
+
+# To a compiled layer attention is one opaque operator, and its layer a tensor: all layers share one graph.
+_library = torch.library.Library("memtrain", "FRAGMENT")
+_library.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor layer, float scale, int? window, float? softcap, Tensor? sinks) "
+    "-> Tensor"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("attend", _attend_compiled, _device)
+
+
+@torch.library.register_fake("memtrain::attend", lib=_library)
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])

@@ -6,7 +6,8 @@ the plan's layout stands, and nothing here waits for the device: a step can be c
 
 Shapes: B slots, G prefix rows, M places a row, H query heads, K key-value heads, R = H / K, D head size, P room of the
 prefixes, S own tokens looked at in this step. Keys are stored transposed, (.., D, tokens): the product of a few queries
-with many keys runs 2.5 times faster so on a CPU, and as fast on a GPU.
+with many keys runs 2.5 times faster so on a CPU, and as fast on a GPU. Where a CPU has a kernel of our own (``native``)
+they lie row by row in memory, behind the same shapes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+
+from memtrain.engines.torch.native.decode import DecodeKernel
 
 NEVER = -1e30
 """Score of a key that may not be seen. Finite: where a row sees nothing, exp(NEVER - NEVER) must not be NaN."""
@@ -32,6 +35,37 @@ class LayerCache(NamedTuple):
     """(B, K, D, room)."""
     own_v: torch.Tensor
     """(B, K, room, D)."""
+
+    @classmethod
+    def zeros(
+        cls,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slots: int,
+        own_room: int,
+        rows: int,
+        prefix_room: int,
+        by_row: bool,
+    ) -> LayerCache:
+        """An empty one for keys and values like these, (1, K, 0, D); ``by_row`` says how keys lie in memory."""
+
+        def empty(places: int, room: int) -> tuple[torch.Tensor, torch.Tensor]:
+            heads, size = keys.shape[1], keys.shape[3]
+            lie = (room, size) if by_row else (size, room)
+            k = keys.new_zeros(places, heads, *lie)
+            return k.transpose(2, 3) if by_row else k, values.new_zeros(places, heads, room, values.shape[3])
+
+        return cls(*empty(rows, prefix_room), *empty(slots, own_room))
+
+    def keep_slots(self, index: torch.Tensor) -> LayerCache:
+        """These slots alone, keys lying in memory as before."""
+        k = self.own_k.transpose(2, 3)[index].transpose(2, 3) if self.by_row else self.own_k[index]
+        return self._replace(own_k=k, own_v=self.own_v[index])
+
+    @property
+    def by_row(self) -> bool:
+        """Whether keys lie row by row in memory, as our own kernel wants them."""
+        return self.own_k.shape[3] > 1 and self.own_k.stride(2) == 1
 
 
 @dataclass
@@ -60,10 +94,14 @@ class DecodePlan:
     """0..B-1."""
     bias_row: torch.Tensor = field(init=False)
     """(B, 1, 1, 1): out of sight for slots without a prefix."""
+    kernel: DecodeKernel | None = field(init=False, default=None)
+    """Our own kernel, where the caches were laid out for it."""
 
     def __post_init__(self) -> None:
         self.every_B = torch.arange(len(self.row_B), device=self.row_B.device)
         self.bias_row = _bias(self.row_B >= 0)[:, None, None, None]
+        if next(iter(self.layers.values())).by_row:
+            self.kernel = DecodeKernel(self.own_lengths_B, self.row_B, self.prefix_lengths_G)
 
     @property
     def prefix_length_B(self) -> torch.Tensor:
@@ -162,6 +200,8 @@ def decode_attention(
     Products are in the compute type, softmax and merge in float32, as in transformers' eager attention.
     """
     cache = plan.layers[layer]
+    if plan.kernel is not None and window is None and softcap is None and sinks is None:
+        return plan.kernel(q, k, v, cache, scale)
     slots, heads, _, size = q.shape
     kv_heads, length = cache.own_k.shape[1], plan.length
     every = plan.every_B

@@ -24,7 +24,7 @@ from memtrain.engines.torch.cpu_memory import keep_freed_memory
 from memtrain.engines.torch.forward import CompletionBatch, completion_logprobs, run_tokens
 from memtrain.engines.torch.model import LoadedModel, end_tokens
 from memtrain.engines.torch.optimiser import MasterAdamW
-from memtrain.engines.torch.rollout_weights import RolloutWeights
+from memtrain.engines.torch.rollout_model import RolloutModel
 from memtrain.engines.torch.sampling import MIN_SHARED, Request, sample_batch
 from memtrain.errors import UserError
 from memtrain.rl.loss import Normalisers, TokenBatch, add_stats, joint_loss, mismatch_metrics
@@ -59,7 +59,7 @@ class TorchEngine:
         self._generator = torch.Generator().manual_seed(seed)
         self._optimiser: MasterAdamW | None = None
         self._reference: dict[str, torch.Tensor] = {}
-        self._rollout: RolloutWeights | None = None
+        self._rollout: RolloutModel | None = None
         if loaded.device.type == "cpu":
             keep_freed_memory()
         if overlap is None:
@@ -111,7 +111,7 @@ class TorchEngine:
             return {"rows": 0.0, "loss": 0.0, "grad_norm": 0.0}
         if loss.kl_coef > 0 and not self._reference:
             await self.anchor()  # the start model is the policy before its first update
-        self._rollout = None  # a copy of the weights that is about to be out of date
+        self._drop_rollout()  # a copy of the weights that is about to be out of date
         adamw = self._adamw()
         sequences = [run_tokens(row.prompt_ids, row.completion_ids) for row in rows]
         done = 0
@@ -127,7 +127,7 @@ class TorchEngine:
             done += len(part)
             self._report("update", done, len(rows))
         norm = adamw.step(optimiser)
-        self._rollout = None  # also what was made meanwhile
+        self._drop_rollout()  # also what was made meanwhile
         policy, known = max(sums["policy_tokens"], 1.0), max(sums["known_tokens"], 1.0)
         metrics = {
             "loss": total,
@@ -172,7 +172,7 @@ class TorchEngine:
     async def load(self, folder: Path) -> None:
         """See :meth:`memtrain.engines.base.Engine.load`."""
         await self._idle()
-        self._rollout = None
+        self._drop_rollout()
         try:
             state = json.loads((folder / "engine.json").read_text())
             self._adamw().load_state_tensors(load_file(folder / "optimiser.safetensors"))
@@ -213,6 +213,10 @@ class TorchEngine:
                 "lower memory.chunk_tokens or memory.memory_tokens"
             )
 
+    def _drop_rollout(self) -> None:
+        if self._rollout is not None:
+            self._rollout.drop()
+
     def _report(self, what: str, done: int, total: int) -> None:
         if self.on_progress is not None:
             self.on_progress(what, done, total)
@@ -228,19 +232,18 @@ class TorchEngine:
             batch.deliver(number, completion)
 
         if self._rollout is None:
-            self._rollout = RolloutWeights(self.loaded.model)
-        with self._rollout.installed():
-            sample_batch(
-                self.loaded,
-                list(batch.requests),
-                frozenset(end_tokens(self.loaded)),
-                self._generator,
-                deliver,
-                max_sequences=self.max_sequences,
-                min_shared=self._min_shared,
-                arrivals=batch.arrivals,
-                abandoned=lambda: batch.abandoned,
-            )
+            self._rollout = RolloutModel(self.loaded)
+        sample_batch(
+            self._rollout.ready(),
+            list(batch.requests),
+            frozenset(end_tokens(self.loaded)),
+            self._generator,
+            deliver,
+            max_sequences=self.max_sequences,
+            min_shared=self._min_shared,
+            arrivals=batch.arrivals,
+            abandoned=lambda: batch.abandoned,
+        )
 
     @torch.no_grad()
     def _run_scores(self, requests: list[ScoreRequest]) -> list[list[float]]:

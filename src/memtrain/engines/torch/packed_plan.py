@@ -58,6 +58,7 @@ class PackedPlan:
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
     _tiles: dict[tuple[int | None, int, torch.dtype], list[Tile]] = field(default_factory=dict)
     _buffers: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    _segments: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def of(cls, tree: PrefixTree, keep: bool = False) -> PackedPlan:
@@ -72,6 +73,17 @@ class PackedPlan:
             chains.append([*chains[parent], parent] if parent >= 0 else [])
         return chains
 
+    def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each segment begins in the pack (S + 1) and its parent (S), int64 on the CPU."""
+        if self._segments is None:
+            self._segments = torch.tensor([0, *accumulate(self.lengths)]), torch.tensor(self.parents)
+        return self._segments
+
+    def sees_all(self, window: int | None) -> bool:
+        """Whether no token is so far from its first key that a sliding window would hide it."""
+        longest = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
+        return window is None or window >= longest
+
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Boolean (queries, keys): the last ``queries`` keys are the queries' own; True may be attended to."""
         if (queries, keys, window) not in self._masks:
@@ -85,8 +97,7 @@ class PackedPlan:
 
     def tiles(self, window: int | None, heads: int, dtype: torch.dtype) -> list[Tile]:
         """The tiles of a layer with so many query heads; own tiles first."""
-        longest = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
-        key = (window if window is not None and window < longest else None, heads, dtype)
+        key = (None if self.sees_all(window) else window, heads, dtype)
         if key not in self._tiles:
             self._tiles[key] = _Layout(self, *key).tiles()
         return self._tiles[key]

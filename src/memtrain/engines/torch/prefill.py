@@ -14,6 +14,7 @@ from memtrain.engines.prefix_tree import build_prefix_tree, pack_by_budget
 from memtrain.engines.torch.decode_attention import LayerCache
 from memtrain.engines.torch.forward import run_tree
 from memtrain.engines.torch.model import LoadedModel
+from memtrain.engines.torch.native import decode as native
 
 PREFILL_TOKENS = 16_384
 """Most tokens in one prefill pass."""
@@ -98,22 +99,18 @@ class Pool:
     @classmethod
     def of(cls, loaded: LoadedModel, slots: int, rows: int, prefix_room: int, own_room: int) -> Pool:
         """An empty pool in the model's own shapes."""
-        layers = {}
-        for layer, (keys, values) in cache_shapes(loaded).items():
-            heads, size_k, size_v = keys.shape[1], keys.shape[3], values.shape[3]
-            layers[layer] = LayerCache(
-                keys.new_zeros(rows, heads, size_k, prefix_room),
-                values.new_zeros(rows, heads, prefix_room, size_v),
-                keys.new_zeros(slots, heads, size_k, own_room),
-                values.new_zeros(slots, heads, own_room, size_v),
-            )
+        shapes = cache_shapes(loaded)
+        by_row = all(native.usable(keys, values) for keys, values in shapes.values())
+        layers = {
+            layer: LayerCache.zeros(keys, values, slots, own_room, rows, prefix_room, by_row)
+            for layer, (keys, values) in shapes.items()
+        }
         return cls(slots, rows, prefix_room, own_room, layers)
 
     def keep_slots(self, slots: Sequence[int]) -> None:
         """Leave only these slots, in this order."""
         for layer, cache in self.layers.items():
-            index = torch.tensor(slots, device=cache.own_k.device)
-            self.layers[layer] = cache._replace(own_k=cache.own_k[index], own_v=cache.own_v[index])
+            self.layers[layer] = cache.keep_slots(torch.tensor(slots, device=cache.own_k.device))
         self.slots = len(slots)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memtrain.engines.torch.rollout_weights import is_lora, merged_weight
+from memtrain.engines.torch.rollout_model import is_lora, merged_weight
 
 
 @torch.no_grad()
