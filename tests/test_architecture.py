@@ -26,7 +26,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "corpus": ("corpus", "assets", *GROUND),
     "engines.base": ("types", "errors"),
     "engines.prefix_tree": (),
-    "engines.torch": ("engines", "rl.loss", *GROUND),
+    "engines.torch": ("engines", "rl.loss", "assets.cache", *GROUND),
     "engines.vllm": ("engines", *GROUND),
     "engines": ("engines.base", *GROUND),
     "memory": ("memory", "engines.base", *GROUND),

@@ -271,3 +271,37 @@ def test_the_sampler_follows_every_update(lora: int) -> None:
         assert after.token_ids[0] == 7
 
     tiny.run(learn())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_layers_sample_from_the_policy(dtype: str, recwarn: pytest.WarningsRecorder) -> None:
+    prompts = prompts_of(6)
+    engine = tiny.engine(dtype=dtype, compile_sampler=True)
+    found = sample_all(engine, prompts, GREEDY)
+    assert not [str(w.message) for w in recwarn if "without torch.compile" in str(w.message)]
+    if dtype == "float32":
+        assert [c.token_ids for c in found] == [c.token_ids for c in sample_all(tiny.engine(), prompts, GREEDY)]
+
+    async def scores() -> None:  # by the layers as they were written
+        gaps = list[float]()
+        for prompt, completion in zip(prompts, found, strict=True):
+            wanted = await engine.score(prompt, completion.token_ids)
+            gaps += [abs(a - b) for a, b in zip(completion.logprobs, wanted, strict=True)]
+        assert sum(gaps) / len(gaps) < (1e-5 if dtype == "float32" else 0.05)
+
+    asyncio.run(scores())
+
+
+def test_layers_that_cannot_be_compiled_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(layer: torch.nn.Module, **_: object) -> None:
+        def call(*_: object, **__: object) -> None:
+            raise RuntimeError("no C++ compiler here")
+
+        layer._compiled_call_impl = call
+
+    prompts = prompts_of(3)
+    wanted = sample_all(tiny.engine(), prompts, GREEDY)
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    with pytest.warns(UserWarning, match="no C.. compiler here"):
+        found = sample_all(tiny.engine(compile_sampler=True), prompts, GREEDY)
+    assert found == wanted

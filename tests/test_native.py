@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtrain.engines.torch.decode_attention import DecodePlan, LayerCache, decode_attention, layout
-from memtrain.engines.torch.native import build, packed
+from memtrain.engines.torch.native import build, packed, sample
 from memtrain.engines.torch.native import decode as native
 from memtrain.engines.torch.packed_attention import packed_attention
 from memtrain.engines.torch.packed_plan import PackedPlan
@@ -172,3 +172,34 @@ def test_gradients_behind_the_packed_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(packed, "kernel", lambda: None)
     for found, wanted in zip(mine, gradients(), strict=True):
         assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.9998
+
+
+needs_draw = pytest.mark.skipif(sample.kernel() is None, reason="needs a CPU with AVX512-BF16 and a C++ compiler")
+
+
+@needs_draw
+@given(st.integers(0, 1000), st.sampled_from([1, 17, 128, 500, 4099]), st.sampled_from([0.5, 1.0, 4.0]))
+@settings(max_examples=60, deadline=None)
+def test_tokens_are_drawn_by_inverse_transform(seed: int, size: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(9, size, generator=generator) * 4).to(torch.bfloat16)
+    numbers = torch.rand(9, 1, generator=generator, dtype=torch.float64)
+    numbers[0], numbers[1] = 0.0, 1 - 2.0**-53
+    tokens, logprobs = sample.draw_native(logits, torch.full((9,), temperature), numbers)
+    exact = (logits.double() / temperature).log_softmax(-1)
+    torch.testing.assert_close(logprobs.double(), exact.gather(1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    ends = exact.exp().cumsum(-1)
+    high = ends.gather(1, tokens[:, None])
+    low = high - exact.exp().gather(1, tokens[:, None])
+    assert ((numbers >= low - 1e-6) & (numbers <= high + 1e-6)).all()
+    assert (exact.exp().gather(1, tokens[:, None]) > 0).all()
+
+
+@needs_draw
+def test_greedy_rows_take_the_first_largest_logit() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, -torch.inf], [-torch.inf, 0.0, 1.0, 1.0]], dtype=torch.bfloat16)
+    tokens, logprobs = sample.draw_native(logits, torch.zeros(2), torch.full((2, 1), 0.9, dtype=torch.float64))
+    assert tokens.tolist() == [1, 2]
+    assert torch.allclose(logprobs, logits.float().log_softmax(-1)[[0, 1], [1, 2]], atol=1e-5)
+    tokens, _ = sample.draw_native(logits, torch.ones(2), torch.full((2, 1), 1 - 2.0**-53, dtype=torch.float64))
+    assert tokens.tolist() == [2, 3]  # never one without mass

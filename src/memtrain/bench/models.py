@@ -34,7 +34,12 @@ def load_engine(place: Place, settings: BenchSettings, micro_batch_tokens: int |
     """Our engine, as a run of ``memtrain train`` would have it."""
     recipe = recipe_of(settings)
     loaded = load_model(place.folder, recipe.model, settings.seed)
-    return TorchEngine(loaded, seed=settings.seed, micro_batch_tokens=micro_batch_tokens or settings.micro_batch_tokens)
+    return TorchEngine(
+        loaded,
+        seed=settings.seed,
+        micro_batch_tokens=micro_batch_tokens or settings.micro_batch_tokens,
+        compile_sampler=settings.compile_sampler,
+    )
 
 
 def load_tokenizer(place: Place) -> Any:

@@ -87,7 +87,7 @@ def ours(engine: Any, turns: Turns) -> Contestant:
         lambda: sample_all(engine, turns),
         turns.total_new,
         lambda: sample_all(engine, turns, SHORT),
-        {"max_sequences": engine.max_sequences},
+        {"max_sequences": engine.max_sequences, "compiled": engine.compile_sampler},
     )
 
 

@@ -43,6 +43,8 @@ class BenchSettings:
     """Weight of the KL term; above 0 everyone runs a reference pass."""
     micro_batch_tokens: int = 4096
     """Most tokens in one of our forward and backward passes, prefixes counted once."""
+    compile_sampler: bool = True
+    """Our sampler's layers through torch.compile (``sampler.compile`` of a recipe); vLLM compiles its own."""
     peer_micro_batch_tokens: int = 1024
     """The same for the peers, padding included: one row at a time is their fastest on two cores (``tune``)."""
     length_chunks: tuple[int, int] = (8, 64)
@@ -88,7 +90,7 @@ def override(settings: BenchSettings, texts: Sequence[str]) -> BenchSettings:
             raise UserError(f"{text!r} sets nothing that memtrain bench knows; its keys are {', '.join(known)}")
         try:
             changes[key] = _like(known[key], value)
-        except ValueError:
+        except (ValueError, KeyError):
             raise UserError(f"key {key!r} is {value!r}; give it like {known[key]!r}") from None
     return replace(settings, **changes)
 
@@ -100,6 +102,8 @@ def _like(old: Any, text: str) -> Any:
         if len(values) != len(old):
             raise ValueError(text)
         return values
+    if isinstance(old, bool):
+        return {"true": True, "false": False}[text.lower()]
     return type(old)(text)
 
 

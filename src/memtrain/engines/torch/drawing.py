@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from memtrain.engines.torch.native import sample as native
 from memtrain.types import SamplingParams
 
 BLOCK = 128
@@ -60,6 +61,8 @@ def draw(logits: torch.Tensor, plan: DrawPlan, uniform_B1: torch.Tensor) -> tupl
     Inverse transform sampling: one uniform number a row finds its block of the vocabulary, then its token. A
     temperature of 0 takes the largest logit and reports its log-prob at temperature 1.
     """
+    if not plan.any_nucleus and native.usable(logits):
+        return native.draw_native(logits, plan.temperature_B, uniform_B1)
     logits = logits.float()
     greedy = plan.temperature_B == 0
     if plan.any_scaled:

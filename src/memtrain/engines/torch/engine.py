@@ -46,10 +46,11 @@ class TorchEngine:
         gradient_checkpointing: bool = False,
         share_prefixes: bool = True,
         overlap: bool | None = None,
+        compile_sampler: bool = False,
     ):
         """``max_sequences`` decode together (default 64 on a CPU, 256 on a GPU); ``share_prefixes`` = False runs
         every row by itself, for comparison; ``overlap`` samples in a thread of its own while episodes go on
-        (default: on a GPU)."""
+        (default: on a GPU); ``compile_sampler`` samples with layers that went through torch.compile."""
         self.loaded = loaded
         self.micro_batch_tokens = micro_batch_tokens
         self.max_sequences = max_sequences or (64 if loaded.device.type == "cpu" else 256)
@@ -59,6 +60,7 @@ class TorchEngine:
         self._generator = torch.Generator().manual_seed(seed)
         self._optimiser: MasterAdamW | None = None
         self._reference: dict[str, torch.Tensor] = {}
+        self.compile_sampler = compile_sampler
         self._rollout: RolloutModel | None = None
         if loaded.device.type == "cpu":
             keep_freed_memory()
@@ -232,7 +234,7 @@ class TorchEngine:
             batch.deliver(number, completion)
 
         if self._rollout is None:
-            self._rollout = RolloutModel(self.loaded)
+            self._rollout = RolloutModel(self.loaded, self.compile_sampler)
         sample_batch(
             self._rollout.ready(),
             list(batch.requests),

@@ -231,14 +231,30 @@ def check_attention(loaded: LoadedModel) -> None:
         hidden, tree = packed_hidden(loaded, rows, min_shared=8)
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UserError(_unfit(loaded, f"{type(error).__name__}: {error}")) from None
-    # Rounding of the compute type, times a margin for the depth of the network.
-    tolerance = 2e-3 if wanted[0].dtype == torch.float32 else 0.08
+    tolerance = rounding_tolerance(wanted[0].dtype)
     for number, row in enumerate(rows):
         index = torch.tensor(tree.packed_indices(number, 0, len(row)), device=loaded.device)
         got = loaded.logits(hidden[index])
-        gap = float((got.float() - wanted[number].float()).norm() / wanted[number].float().norm())
+        gap = relative_gap(got, wanted[number])
         if not gap <= tolerance:
             raise UserError(_unfit(loaded, f"logits differ by {gap:.1%} from the model's own"))
+
+
+def packed_logits(loaded: LoadedModel, row: list[int]) -> torch.Tensor:
+    """Logits (N, V) of a row by our own forward pass."""
+    from memtrain.engines.torch.forward import packed_hidden
+
+    return loaded.logits(packed_hidden(loaded, [row], min_shared=1)[0])
+
+
+def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what was wanted."""
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def rounding_tolerance(dtype: torch.dtype) -> float:
+    """Relative gap that the rounding of a compute type explains, with a margin for the depth of a network."""
+    return 2e-3 if dtype == torch.float32 else 0.08
 
 
 def _unfit(loaded: LoadedModel, reason: str) -> str:

@@ -18,6 +18,7 @@ constexpr int LANES = 16;        // float32 numbers a register
 constexpr int QUERY_GROUPS = 3;  // registers of queries that share a pass over a prefix
 constexpr int QUERIES = QUERY_GROUPS * LANES;
 constexpr float NEVER = -1e30f;
+constexpr int AHEAD = 2048;  // bytes that are asked for early: the hardware's own prefetch stops at every page of 4 KiB
 
 inline __m512bh as_bf16(__m512i x) { return (__m512bh)x; }
 
@@ -81,11 +82,11 @@ inline void add_pair(float* out, __m512 low, __m512 high) {  // 32 columns back 
 }
 
 // out[i, :] += sum over tokens of weight * value for ROWS weight rows. Values are `row` apart from token to token;
-// weights come in pairs of tokens, `step` pairs apart along a row and `stride` from row to row; `ahead` bytes of the
-// values are asked for early (0: not). COLUMNS registers of 32 at a time.
-template <int ROWS, int COLUMNS>
-void weigh_block(const bf16* values, size_t row, int tokens, const uint32_t* weights, int step, int stride, int ahead,
-                 float* out, int size) {
+// weights come in pairs of tokens, `step` pairs apart along a row and `stride` from row to row; FETCH: values come from
+// memory. COLUMNS registers of 32 at a time.
+template <int ROWS, int COLUMNS, bool FETCH>
+void weigh_block(const bf16* values, size_t row, int tokens, const uint32_t* weights, int step, int stride, float* out,
+                 int size) {
   __m512 acc[ROWS][2 * COLUMNS];
   for (int i = 0; i < ROWS; ++i)
     for (int c = 0; c < 2 * COLUMNS; ++c) acc[i][c] = _mm512_setzero_ps();
@@ -93,9 +94,9 @@ void weigh_block(const bf16* values, size_t row, int tokens, const uint32_t* wei
     const bf16* even = values + s * row;
     const bf16* odd = s + 1 < tokens ? even + row : even;  // its weight is 0
     for (int c = 0; c < COLUMNS; ++c) {
-      if (ahead) {
-        _mm_prefetch((const char*)(even + 32 * c) + ahead, _MM_HINT_T0);
-        _mm_prefetch((const char*)(even + row + 32 * c) + ahead, _MM_HINT_T0);
+      if (FETCH) {
+        _mm_prefetch((const char*)(even + 32 * c) + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char*)(even + row + 32 * c) + AHEAD, _MM_HINT_T0);
       }
       const Pair v = interleave(even + 32 * c, odd + 32 * c);
       for (int i = 0; i < ROWS; ++i) {
@@ -110,24 +111,27 @@ void weigh_block(const bf16* values, size_t row, int tokens, const uint32_t* wei
 }
 
 template <int COLUMNS>
-void weigh_columns(const bf16* v, size_t row, int tokens, const uint32_t* w, int step, int stride, int ahead, int rows,
-                   float* out, int size) {
-  int i = 0;
+void weigh_columns(const bf16* v, size_t row, int tokens, const uint32_t* w, int step, int stride, int rows, float* out,
+                   int size) {
   auto from = [&](int i) { return w + size_t(i) * stride; };
   auto to = [&](int i) { return out + size_t(i) * size; };
-  for (; i + 6 <= rows; i += 6) weigh_block<6, COLUMNS>(v, row, tokens, from(i), step, stride, ahead, to(i), size);
-  for (; i + 3 <= rows; i += 3) weigh_block<3, COLUMNS>(v, row, tokens, from(i), step, stride, ahead, to(i), size);
-  for (; i < rows; ++i) weigh_block<1, COLUMNS>(v, row, tokens, from(i), step, stride, ahead, to(i), size);
+  int i = 0;
+  if (rows >= 6) {  // the first rows bring the values into the cache for the others
+    weigh_block<6, COLUMNS, true>(v, row, tokens, w, step, stride, out, size);
+    for (i = 6; i + 6 <= rows; i += 6)
+      weigh_block<6, COLUMNS, false>(v, row, tokens, from(i), step, stride, to(i), size);
+  }
+  for (; i + 3 <= rows; i += 3) weigh_block<3, COLUMNS, true>(v, row, tokens, from(i), step, stride, to(i), size);
+  for (; i < rows; ++i) weigh_block<1, COLUMNS, true>(v, row, tokens, from(i), step, stride, to(i), size);
 }
 
 // out (rows, size) is filled anew where `add` is false.
-void weigh(const bf16* v, size_t row, int tokens, const uint32_t* w, int step, int stride, int ahead, int rows,
-           float* out, int size, bool add) {
+void weigh(const bf16* v, size_t row, int tokens, const uint32_t* w, int step, int stride, int rows, float* out,
+           int size, bool add) {
   if (!add) std::fill(out, out + size_t(rows) * size, 0.f);
   int c = 0;
-  for (; c + 64 <= size; c += 64)
-    weigh_columns<2>(v + c, row, tokens, w, step, stride, ahead, rows, out + c, size);
-  for (; c < size; c += 32) weigh_columns<1>(v + c, row, tokens, w, step, stride, ahead, rows, out + c, size);
+  for (; c + 64 <= size; c += 64) weigh_columns<2>(v + c, row, tokens, w, step, stride, rows, out + c, size);
+  for (; c < size; c += 32) weigh_columns<1>(v + c, row, tokens, w, step, stride, rows, out + c, size);
 }
 
 struct Scratch {  // of one thread; grows, never shrinks
@@ -146,6 +150,8 @@ inline void score_block(const bf16* keys, size_t row, int size, const uint32_t* 
   __m512 acc[KEYS][GROUPS];
   for (int k = 0; k < KEYS; ++k)
     for (int g = 0; g < GROUPS; ++g) acc[k][g] = _mm512_setzero_ps();
+  for (int k = 0; k < KEYS; ++k)
+    for (int d = 0; d < size; d += 32) _mm_prefetch((const char*)(keys + k * row + d) + AHEAD, _MM_HINT_T0);
   for (int d = 0; d < size / 2; ++d) {
     __m512bh q[GROUPS];
     for (int g = 0; g < GROUPS; ++g) q[g] = as_bf16(_mm512_loadu_si512(queries + size_t(d) * QUERIES + LANES * g));
@@ -174,7 +180,7 @@ struct Sums {  // of up to QUERIES queries: unnormalised results (QUERIES, size)
 };
 
 // GROUPS registers of queries, packed in pairs (size / 2, QUERIES), against ranges of keys whose rows are `row` apart.
-// `causal` is the last range's key at which a triangle begins: query i sees keys up to causal + i / repeats; -1 for none.
+// `causal` is the last range's key at which a triangle begins: query i sees keys up to causal + i / repeats (-1: all).
 template <int GROUPS>
 void attend(const std::vector<Range>& ranges, size_t row, int size, const uint32_t* queries, int count, float scale,
             int causal, int repeats, Scratch& scratch, Sums& sums) {
@@ -228,7 +234,7 @@ void attend(const std::vector<Range>& ranges, size_t row, int size, const uint32
     }
   place = 0;
   for (const Range& range : ranges) {
-    weigh(range.values, row, range.count, weights + size_t(place) / 2 * QUERIES, QUERIES, 1, 0, count, sums.out, size,
+    weigh(range.values, row, range.count, weights + size_t(place) / 2 * QUERIES, QUERIES, 1, count, sums.out, size,
           place > 0);
     place += (range.count + 1) / 2 * 2;
   }

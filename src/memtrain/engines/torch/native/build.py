@@ -26,6 +26,8 @@ FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
 )
 COMPILE_SECONDS = 120
+KERNELS = ("decode_attention", "packed_attention", "draw")
+POINTER, INT, WIDE, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
 @functools.cache
@@ -53,17 +55,19 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 @functools.cache
-def function(name: str, pointers: int, numbers: int, wide: int = 0) -> Any:
-    """``memtrain_NAME`` of a kernel file: so many pointers, ints, 64-bit ints and a float. None where there is none."""
+def function(name: str, *arguments: Any) -> Any:
+    """``memtrain_NAME`` of a kernel file, which takes arguments of these ctypes. None where there is none."""
     made = library(name)
     if made is None:
         return None
     found = made[f"memtrain_{name}"]
-    found.argtypes = (
-        [ctypes.c_void_p] * pointers + [ctypes.c_int] * numbers + [ctypes.c_int64] * wide + [ctypes.c_float]
-    )
-    found.restype = None
+    found.argtypes, found.restype = arguments, None
     return found
+
+
+def available() -> list[str]:
+    """The kernels that this machine has, compiled by now."""
+    return [name for name in KERNELS if library(name) is not None]
 
 
 def fits(keys: torch.Tensor, values: torch.Tensor) -> bool:

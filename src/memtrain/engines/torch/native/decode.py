@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from memtrain.engines.torch.native.build import fits, function
+from memtrain.engines.torch.native.build import FLOAT, INT, POINTER, fits, function
 
 
 def kernel() -> Any:
     """The compiled function, None where there is none."""
-    return function("decode_attention", pointers=13, numbers=7)
+    return function("decode_attention", *[POINTER] * 13, *[INT] * 7, FLOAT)
 
 
 def usable(keys: torch.Tensor, values: torch.Tensor) -> bool:

@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr int AHEAD = 2048;  // bytes of a slot's own keys and values that are asked for early
-
 // R queries of one slot and head against the slot's own keys; unnormalised results, maximum and sum of each query.
 void own_block(const bf16* keys, const bf16* values, int size, int tokens, const bf16* q, int repeats, float scale,
                Scratch& scratch, float* out, float* most, float* total) {
@@ -20,7 +18,6 @@ void own_block(const bf16* keys, const bf16* values, int size, int tokens, const
   for (int s = 0; s < padded; s += LANES) {
     const bf16* rows[LANES];
     for (int i = 0; i < LANES; ++i) rows[i] = keys + size_t(std::min(s + ORDER[i], tokens - 1)) * size;
-    // The hardware's own prefetch stops at every page of 4 KiB.
     const char* ahead = (const char*)(keys + size_t(s) * size) + AHEAD;
     for (int line = 0; line < LANES * size * int(sizeof(bf16)); line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
     const __mmask16 exist = s + LANES <= tokens ? __mmask16(0xffff) : __mmask16((1u << (tokens - s)) - 1);
@@ -47,7 +44,7 @@ void own_block(const bf16* keys, const bf16* values, int size, int tokens, const
     }
     total[r] = _mm512_reduce_add_ps(sum);
   }
-  weigh(values, size, tokens, weights, 1, pairs, AHEAD, repeats, out, size, false);
+  weigh(values, size, tokens, weights, 1, pairs, repeats, out, size, false);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from memtrain.engines.torch.native.build import fits, function
+from memtrain.engines.torch.native.build import FLOAT, INT, POINTER, WIDE, fits, function
 from memtrain.engines.torch.packed_plan import PackedPlan
 
 MOST_REPEATS = 48
@@ -15,7 +15,7 @@ MOST_REPEATS = 48
 
 def kernel() -> Any:
     """The compiled function, None where there is none."""
-    return function("packed_attention", pointers=7, numbers=4, wide=4)
+    return function("packed_attention", *[POINTER] * 7, *[INT] * 4, *[WIDE] * 4, FLOAT)
 
 
 def usable(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
