@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,20 @@ def test_peak_memory_sees_a_block_that_is_gone_at_the_end() -> None:
     assert peak_memory(lambda: None, CPU)["increase_bytes"] < size / 4
 
 
+def test_a_process_gives_up_before_the_machine_is_full() -> None:
+    code = (
+        "from memtrain.bench import memory; import json, time\n"
+        "memory.GUARD_SHARE = 1e-9\n"
+        "memory.give_up_when_full(lambda found: print(json.dumps(found), flush=True))\n"
+        "time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert found["exceeded_bytes"] >= found["before_bytes"] > 0
+    assert found["increase_bytes"] == found["exceeded_bytes"] - found["before_bytes"]
+
+
 def test_shares_of_a_step() -> None:
     own = {"aten::mm": 4.0, "aten::bmm": 2.0, "aten::add": 3.0, "aten::_scaled_dot_product_flash": 1.0, "aten::x": -0.1}
     found = shares(own, {**own, "aten::bmm": 3.0, "aten::matmul": 9.0}, step_ms=12.0)
@@ -163,6 +179,11 @@ def test_shares_of_a_step() -> None:
     assert found["share_products"] == pytest.approx(0.7)
     assert found["share_products_without_copies"] == pytest.approx(0.6)
     assert found["share_products_of_unprofiled_step"] == pytest.approx(7 / 12)
+    # Our own kernel: its products count, wherever it was called from.
+    inside = shares({"aten::mm": 4.0, "memtrain::attend": 6.0}, {}, 12.0, (3.0, 5.0))
+    assert inside["share_products"] == pytest.approx(0.7)
+    outside = shares({"aten::mm": 4.0, "aten::add": 1.0}, {}, 12.0, (3.0, 5.0))
+    assert outside["share_products"] == pytest.approx(0.7)
 
 
 # ---- settings, peers that are not there ---------------------------------------------------------------------------
@@ -281,6 +302,15 @@ def test_the_table_says_what_was_met(folder: Path) -> None:
     assert "900 / 500 new tokens/s" in text
     assert "**55%**" in text
     assert "- rollouts, other: not installed, so it is left out." in text
+
+
+def test_a_peer_that_filled_the_machine_is_a_lower_bound(tmp_path: Path) -> None:
+    found = results()["update"]
+    found["result"]["memory"]["per-row transformers"]["exceeded_bytes"] = 9 << 30
+    run.write_result(tmp_path / "update.json", found)
+    text, lines = render(tmp_path)
+    assert "1.00 / over 3.00 GiB above what stood before, then the machine was full" in text
+    assert lines[-1].value == 3.0
 
 
 def test_the_table_of_a_single_benchmark(folder: Path) -> None:

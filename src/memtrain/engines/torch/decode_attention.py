@@ -201,7 +201,7 @@ def decode_attention(
     """
     cache = plan.layers[layer]
     if plan.kernel is not None and window is None and softcap is None and sinks is None:
-        return plan.kernel(q, k, v, cache, scale)
+        return plan.kernel(layer, q, k, v, cache, scale)
     slots, heads, _, size = q.shape
     kv_heads, length = cache.own_k.shape[1], plan.length
     every = plan.every_B

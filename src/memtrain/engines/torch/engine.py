@@ -215,6 +215,13 @@ class TorchEngine:
                 "lower memory.chunk_tokens or memory.memory_tokens"
             )
 
+    @property
+    def sampling_model(self) -> LoadedModel:
+        """The policy as it samples now: LoRA merged, weights laid out, layers compiled where that is asked for."""
+        if self._rollout is None:
+            self._rollout = RolloutModel(self.loaded, self.compile_sampler)
+        return self._rollout.ready()
+
     def _drop_rollout(self) -> None:
         if self._rollout is not None:
             self._rollout.drop()
@@ -233,10 +240,8 @@ class TorchEngine:
             self._report("sampling", done, len(batch.requests))
             batch.deliver(number, completion)
 
-        if self._rollout is None:
-            self._rollout = RolloutModel(self.loaded, self.compile_sampler)
         sample_batch(
-            self._rollout.ready(),
+            self.sampling_model,
             list(batch.requests),
             frozenset(end_tokens(self.loaded)),
             self._generator,

@@ -135,6 +135,7 @@ void weigh(const bf16* v, size_t row, int tokens, const uint32_t* w, int step, i
 }
 
 struct Scratch {  // of one thread; grows, never shrinks
+  uint64_t products = 0;  // cycles of the time-stamp counter spent in products
   std::vector<float> scores, out;
   std::vector<uint32_t> weights, queries;
   template <class T>
@@ -193,6 +194,7 @@ void attend(const std::vector<Range>& ranges, size_t row, int size, const uint32
   __m512 most[GROUPS], total[GROUPS], unmasked[GROUPS];
   for (int g = 0; g < GROUPS; ++g) most[g] = unmasked[g] = never, total[g] = _mm512_setzero_ps();
   int place = 0;
+  const uint64_t began = __rdtsc();
   for (size_t n = 0; n < ranges.size(); ++n) {
     const Range& range = ranges[n];
     float* to = scores + size_t(place) * QUERIES;
@@ -220,6 +222,7 @@ void attend(const std::vector<Range>& ranges, size_t row, int size, const uint32
       for (int g = 0; g < GROUPS; ++g) _mm512_storeu_ps(to + size_t(range.count) * QUERIES + LANES * g, never);
     place += (range.count + 1) / 2 * 2;
   }
+  const uint64_t scored = __rdtsc();
   for (int s = 0; s < room; s += 2)
     for (int g = 0; g < GROUPS; ++g) {
       const float* from = scores + size_t(s) * QUERIES + LANES * g;
@@ -233,11 +236,13 @@ void attend(const std::vector<Range>& ranges, size_t row, int size, const uint32
       _mm512_storeu_si512(weights + size_t(s / 2) * QUERIES + LANES * g, _mm512_or_si512(low, high));
     }
   place = 0;
+  const uint64_t weighted = __rdtsc();
   for (const Range& range : ranges) {
     weigh(range.values, row, range.count, weights + size_t(place) / 2 * QUERIES, QUERIES, 1, count, sums.out, size,
           place > 0);
     place += (range.count + 1) / 2 * 2;
   }
+  scratch.products += scored - began + __rdtsc() - weighted;
   for (int g = 0; g < GROUPS; ++g) {
     _mm512_storeu_ps(sums.most + LANES * g, _mm512_mul_ps(most[g], factor));
     _mm512_storeu_ps(sums.total + LANES * g, total[g]);

@@ -7,6 +7,10 @@
 
 #include "avx512_bf16.h"
 
+#include <omp.h>
+
+#include <chrono>
+
 namespace {
 
 // R queries of one slot and head against the slot's own keys; unnormalised results, maximum and sum of each query.
@@ -15,6 +19,7 @@ void own_block(const bf16* keys, const bf16* values, int size, int tokens, const
   const int padded = (tokens + LANES - 1) / LANES * LANES, pairs = padded / 2;
   float* scores = Scratch::room(scratch.scores, size_t(repeats) * padded);
   uint32_t* weights = Scratch::room(scratch.weights, size_t(repeats) * pairs);
+  const uint64_t began = __rdtsc();
   for (int s = 0; s < padded; s += LANES) {
     const bf16* rows[LANES];
     for (int i = 0; i < LANES; ++i) rows[i] = keys + size_t(std::min(s + ORDER[i], tokens - 1)) * size;
@@ -32,6 +37,7 @@ void own_block(const bf16* keys, const bf16* values, int size, int tokens, const
       _mm512_storeu_ps(scores + size_t(r) * padded + s, _mm512_mask_blend_ps(exist, _mm512_set1_ps(NEVER), found));
     }
   }
+  const uint64_t scored = __rdtsc();
   for (int r = 0; r < repeats; ++r) {
     const float* from = scores + size_t(r) * padded;
     __m512 largest = _mm512_set1_ps(NEVER), sum = _mm512_setzero_ps();
@@ -44,20 +50,40 @@ void own_block(const bf16* keys, const bf16* values, int size, int tokens, const
     }
     total[r] = _mm512_reduce_add_ps(sum);
   }
+  const uint64_t weighted = __rdtsc();
   weigh(values, size, tokens, weights, 1, pairs, repeats, out, size, false);
+  scratch.products += scored - began + __rdtsc() - weighted;
 }
 
 }  // namespace
 
-// Stores this step's key and value of every slot behind its own ones and attends.
-//   q, out (B, H, D); k, v (B, K, D); own_k, own_v (B, K, own_room, D); prefix_k, prefix_v (G, K, prefix_room, D);
-//   own_lengths (B): own tokens stored before this step; row_of (B): prefix row, -1 for none; prefix_lengths (G);
-//   prefix_out (B, H, D) and prefix_lse (B, H): room for the prefixes' part, float32.
-extern "C" void memtrain_decode_attention(const bf16* q, const bf16* k, const bf16* v, bf16* own_k, bf16* own_v,
-                                          const bf16* prefix_k, const bf16* prefix_v, const int64_t* own_lengths,
-                                          const int64_t* row_of, const int64_t* prefix_lengths, float* prefix_out,
-                                          float* prefix_lse, bf16* out, int slots, int kv_heads, int repeats, int size,
-                                          int own_room, int rows, int prefix_room, float scale) {
+// Nanoseconds so far, in products (mean of the threads) and in the whole kernel: what memtrain bench reads.
+extern "C" {
+double memtrain_decode_nanoseconds[2];
+}
+
+// What stays from step to step for a layer.
+//   own_k, own_v (B, K, own_room, D); prefix_k, prefix_v (G, K, prefix_room, D); own_lengths (B): own tokens stored
+//   before this step; row_of (B): prefix row, -1 for none; prefix_lengths (G); prefix_out (B, H, D) and prefix_lse
+//   (B, H): room for the prefixes' part, float32.
+struct Layer {
+  bf16 *own_k, *own_v;
+  const bf16 *prefix_k, *prefix_v;
+  const int64_t *own_lengths, *row_of, *prefix_lengths;
+  float *prefix_out, *prefix_lse;
+  int32_t slots, kv_heads, repeats, size, own_room, rows, prefix_room;
+  float scale;
+};
+
+// Stores this step's key and value of every slot behind its own ones and attends: q, out (B, H, D); k, v (B, K, D).
+extern "C" void memtrain_decode_attention(const Layer* layer, const bf16* q, const bf16* k, const bf16* v, bf16* out) {
+  bf16 *own_k = layer->own_k, *own_v = layer->own_v;
+  const bf16 *prefix_k = layer->prefix_k, *prefix_v = layer->prefix_v;
+  const int64_t *own_lengths = layer->own_lengths, *row_of = layer->row_of, *prefix_lengths = layer->prefix_lengths;
+  float *prefix_out = layer->prefix_out, *prefix_lse = layer->prefix_lse;
+  const int slots = layer->slots, kv_heads = layer->kv_heads, repeats = layer->repeats, size = layer->size;
+  const int own_room = layer->own_room, rows = layer->rows, prefix_room = layer->prefix_room;
+  const float scale = layer->scale;
   const int heads = kv_heads * repeats;
   struct Block {
     int row, head, first, count;
@@ -72,9 +98,14 @@ extern "C" void memtrain_decode_attention(const bf16* q, const bf16* k, const bf
       for (int first = 0; first < wanted; first += QUERIES)
         blocks.push_back({g, head, first, std::min(QUERIES, wanted - first)});
   }
+  const auto clock = std::chrono::steady_clock::now();
+  const uint64_t began = __rdtsc();
+  uint64_t products = 0;
+  int threads = 1;
 #pragma omp parallel
   {
     static thread_local Scratch scratch;
+    scratch.products = 0;
 #pragma omp for schedule(dynamic, 1)
     for (int n = 0; n < int(blocks.size()); ++n) {
       const Block block = blocks[n];
@@ -122,5 +153,12 @@ extern "C" void memtrain_decode_attention(const bf16* q, const bf16* k, const bf
         }
       }
     }
+#pragma omp atomic
+    products += scratch.products;
+#pragma omp single
+    threads = omp_get_num_threads();
   }
+  const double took = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - clock).count();
+  memtrain_decode_nanoseconds[0] += took * double(products) / double(__rdtsc() - began) / threads;
+  memtrain_decode_nanoseconds[1] += took;
 }

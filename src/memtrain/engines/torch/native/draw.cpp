@@ -13,8 +13,8 @@ inline __m512 load_float(const bf16* p, __mmask16 exist) {  // 0 where there is 
 
 }  // namespace
 
-// logits (rows, size); uniform (rows), in [0, 1); temperature (rows), 0 for the largest logit, whose log-prob is that at
-// temperature 1; tokens and logprobs (rows).
+// logits (rows, size); uniform (rows), in [0, 1); temperature (rows), 0 for the largest logit, whose log-prob is that
+// at temperature 1; tokens and logprobs (rows).
 extern "C" void memtrain_draw(const bf16* logits, const double* uniform, const float* temperature, int64_t* tokens,
                               float* logprobs, int rows, int size) {
   const int blocks = (size + BLOCK - 1) / BLOCK;
