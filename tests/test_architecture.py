@@ -24,6 +24,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "recipe": ("errors", "settings"),
     "assets": ("assets", "errors"),
     "corpus": ("corpus", "assets", *GROUND),
+    "qa": ("qa", "corpus", "assets", *GROUND),
     "engines.base": ("types", "errors"),
     "engines.prefix_tree": (),
     "engines.torch": ("engines", "rl.loss", "assets.cache", *GROUND),
@@ -50,6 +51,7 @@ BELOW: dict[str, tuple[str, ...]] = {
 LONGEST = 350
 NO_TORCH = (
     "corpus",
+    "qa",
     "memory",
     "tasks",
     "assets",
