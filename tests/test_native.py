@@ -92,6 +92,22 @@ def test_slots_that_stay_keep_their_layout() -> None:
     assert torch.equal(kept.own_k, plan.layers[0].own_k[[2, 0]])
 
 
+@needs_kernel
+def test_a_kernel_that_others_may_write_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEMTRAIN_HOME", str(tmp_path))
+    build.library.cache_clear()
+    try:
+        assert build.library("draw") is not None
+        (made,) = (tmp_path / "native").glob("draw-*.so")
+        assert made.stat().st_mode & 0o777 == 0o700
+        made.chmod(0o777)
+        build.library.cache_clear()
+        assert build.library("draw") is None
+    finally:
+        monkeypatch.undo()
+        build.library.cache_clear()
+
+
 def test_without_a_compiler_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEMTRAIN_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "/nowhere/c++")

@@ -22,6 +22,8 @@ SHORTEST_TELLING = 3
 TELL_NOTHING = frozenset({"yes", "no"})
 FULL = 0.9
 """Share of the length that a pool must be able to fill."""
+PATIENCE = 64
+"""Paragraphs that do not fit any more, after which a nearly full text is full."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,16 @@ class Haystack:
     """Numbers of the gold documents, counted from 1."""
     gold_offsets: tuple[int, ...]
     """Where they begin in ``text``, in characters."""
-    n_documents: int
+    paragraphs: tuple[str, ...]
+    """Documents in order, without heads."""
     n_tokens: int
     """Sum over documents with their heads, by the counting tokenizer."""
     seed: int
+
+    @property
+    def n_documents(self) -> int:
+        """Gold and distractors."""
+        return len(self.paragraphs)
 
 
 @dataclass
@@ -70,25 +78,23 @@ class HaystackMaker:
             )
         taken = {passage.text for passage in chosen}
         titles = {passage.title for passage in chosen if passage.title}
-        shortest = None
+        too_long = 0
         for passage in (*question.distractors, *rng.sample(self.pool, len(self.pool))):
-            if passage.text in taken or passage.title in titles or self._tells(question, passage):
-                continue
-            length = self._length(passage)
-            shortest = min(length, shortest or length)
-            if total + length > tokens:
-                if total + shortest > tokens:
+            if total + self._length(passage) > tokens:
+                too_long += 1
+                if total >= tokens * FULL and too_long >= PATIENCE:
                     break
                 continue  # a shorter one may still fit
+            if passage.text in taken or passage.title in titles or self._tells(question, passage):
+                continue
             taken.add(passage.text)
             chosen.append(passage)
-            total += length
-        else:
-            if total < tokens * FULL:
-                raise UserError(
-                    f"question {question.id}: all paragraphs together give {total} of {tokens} tokens; give more "
-                    "distractors, or lower the length"
-                )
+            total += self._length(passage)
+        if not too_long and total < tokens * FULL:
+            raise UserError(
+                f"question {question.id}: all paragraphs together give {total} of {tokens} tokens; give more "
+                "distractors, or lower the length"
+            )
         rng.shuffle(chosen)
         return self._write(question, chosen, total, seed)
 
@@ -100,8 +106,8 @@ class HaystackMaker:
                 offsets.append(at)
             parts.append(_document(number, passage))
             at += len(parts[-1]) + len(SEPARATOR)
-        text = SEPARATOR.join(parts)
-        return Haystack(question, text, tuple(places), tuple(offsets), len(chosen), total, seed)
+        paragraphs = tuple(_body(passage) for passage in chosen)
+        return Haystack(question, SEPARATOR.join(parts), tuple(places), tuple(offsets), paragraphs, total, seed)
 
     def _length(self, passage: Passage) -> int:
         """Tokens of a paragraph with a head of three digits and its separator."""
@@ -120,5 +126,8 @@ class HaystackMaker:
 
 
 def _document(number: int, passage: Passage) -> str:
-    title = f"{passage.title}\n" if passage.title else ""
-    return f"{heading(number)}{title}{passage.text}"
+    return heading(number) + _body(passage)
+
+
+def _body(passage: Passage) -> str:
+    return f"{passage.title}\n{passage.text}" if passage.title else passage.text

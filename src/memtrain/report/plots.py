@@ -203,6 +203,35 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, floa
     return points
 
 
+def by_length(found: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, title: str, out: Path) -> Path | None:
+    """Score over text length with 95% bands, one line for each kind of answer; what sees no text is a dashed level."""
+    lengths = sorted({length for values in found.values() for length in values if length})
+    if not lengths:
+        return None
+    figure, [panel] = _grid(1)
+    for (kind, values), colour in zip(found.items(), (BLUE, ORANGE, GREEN, BLACK), strict=False):
+        seen = [length for length in sorted(values) if values[length][metric]["mean"] is not None]
+        estimates = [values[length][metric] for length in seen]
+        if not seen:
+            continue
+        if seen == [0]:
+            panel.axhline(estimates[0]["mean"], color=colour, linestyle="--", label=kind)
+            continue
+        means = np.array([estimate["mean"] for estimate in estimates])
+        down, up = _error(estimates)
+        panel.plot(seen, means, "o-", color=colour, label=kind, markersize=4)
+        panel.fill_between(seen, means - down, means + up, color=colour, alpha=0.15, linewidth=0)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
+    panel.minorticks_off()
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel("tokens of text", fontsize=8)
+    panel.set_ylabel(metric, fontsize=8)
+    panel.set_title(title, fontsize=9)
+    panel.legend(fontsize=7)
+    return _save(figure, out)
+
+
 def _has(values: Mapping[str, Any], name: str) -> bool:
     return name in values and values[name]["mean"] is not None
 

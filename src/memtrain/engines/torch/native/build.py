@@ -49,7 +49,8 @@ def library(name: str) -> ctypes.CDLL | None:
         target = folder / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
         if not target.is_file():
             _compile(compiler, source, target)
-        return ctypes.CDLL(str(target))
+        # Code that somebody else could have put there is not run.
+        return ctypes.CDLL(str(target)) if _ours(folder) and _ours(target) else None
     except (OSError, subprocess.SubprocessError, UserError):  # no room, no right to write, a compiler that is too old
         return None
 
@@ -88,4 +89,11 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
         subprocess.run(
             [compiler, *FLAGS, str(source), "-o", str(made)], check=True, capture_output=True, timeout=COMPILE_SECONDS
         )
+        made.chmod(0o700)
         made.replace(target)
+
+
+def _ours(path: Path) -> bool:
+    """Whether only this user (or root) may write there."""
+    info = path.stat()
+    return info.st_uid in (os.getuid(), 0) and not info.st_mode & 0o022

@@ -1,0 +1,119 @@
+"""``memtrain qa``: a question file and lengths in, scores by length out, beside their controls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memtrain.corpus.counting import CountTokens
+from memtrain.errors import UserError
+from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, Asked, evaluate, summary
+from memtrain.evaluation.qa_metrics import METRICS
+from memtrain.pipeline import WIDE, load_engine
+from memtrain.qa.haystack import HaystackMaker
+from memtrain.qa.questions import QuestionSet, read_passages, read_questions
+from memtrain.recipe import Recipe
+from memtrain.report.console import Screen
+from memtrain.report.plots import by_length
+from memtrain.report.summary import cell
+
+TITLES = {"exact": "exact match", "em": "SQuAD exact match", "f1": "F1", "contains": "contains the answer"}
+
+
+def run(
+    recipe: Recipe, questions: Path, passages: Sequence[Path], lengths: Sequence[int], number: int, out: Path
+) -> None:
+    """Draw questions, make their haystacks, read and answer them, and write ``qa.json``, ``qa.md`` and ``qa.png``."""
+    if not lengths or min(lengths) < 1 or number < 1:
+        raise UserError("memtrain qa needs at least one question and lengths of at least 1 token")
+    found = read_questions(questions)
+    pool = [passage for file in passages for passage in read_passages(file)] or found.passages()
+    usable = [question for question in found.questions if question.gold and question.complete]
+    if not usable:
+        raise UserError(f"question file {questions} has no gold paragraphs to hide in a long text; give one that has")
+    chosen = random.Random(f"{recipe.seed}/qa").sample(usable, min(number, len(usable)))
+    with Screen(f"memtrain qa {recipe.model.name}") as screen:
+        for line in _left_out(found, len(usable), questions):
+            screen.note(line)
+        engine = load_engine(recipe, screen)
+        count = _counter(engine.tokenizer)
+        maker = HaystackMaker(pool, count)
+        screen.stage("haystacks", len(chosen) * len(lengths))
+        asked = []
+        for question in chosen:
+            for length in sorted(lengths):
+                asked.append(Asked(length, maker.make(question, length, recipe.seed)))
+                screen.advance()
+        screen.stage("reading", len(asked))
+        records = asyncio.run(evaluate(engine, asked, recipe, count, screen.advance))
+    result: dict[str, Any] = {
+        "model": Path(recipe.model.name).name,
+        "questions": questions.name,
+        "n": len(chosen),
+        "seed": recipe.seed,
+        "memory": recipe.memory.model_dump(mode="json"),
+        "skipped": dict(found.skipped),
+        "summary": summary(records, recipe.eval.bootstrap, recipe.seed),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "qa.json").write_text(json.dumps(result | {"records": records}, ensure_ascii=False, indent=1), "utf-8")
+    rows = rows_of(result["summary"])
+    (out / "qa.md").write_text(_markdown(rows, result), "utf-8")
+    by_length(result["summary"], "exact", f"{result['questions']}, {result['model']}", out / "qa.png")
+    _print(rows)
+    Console().print(Text(f"records: {out / 'qa.json'}   table: {out / 'qa.md'}   plot: {out / 'qa.png'}"))
+
+
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    """Head and rows: kind, length, n, every metric with its interval."""
+    rows = [["answers from", "tokens", "n", *(TITLES[name] for name in METRICS), "answered"]]
+    for kind in KINDS:
+        for length, values in found.get(kind, {}).items():
+            shown = "-" if length == NO_LENGTH else f"{length:,}"
+            cells = [cell(values[name]) for name in (*METRICS, "answered")]
+            rows.append([kind, shown, str(values["exact"]["n"]), *cells])
+    return rows
+
+
+def _counter(tokenizer: Any) -> CountTokens:
+    """Tokens as the model that reads counts them."""
+    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _left_out(found: QuestionSet, usable: int, file: Path) -> list[str]:
+    lines = [f"{file.name}: {count} records left out: {reason}" for reason, count in found.skipped.items()]
+    missing = len(found.questions) - usable
+    if missing:
+        lines.append(f"{file.name}: {missing} of {len(found.questions)} questions left out: gold paragraphs missing")
+    return lines
+
+
+def _markdown(rows: list[list[str]], result: dict[str, Any]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    line = f"{result['model']} on {result['questions']}, {result['n']} questions, seed {result['seed']}; "
+    line += "mean and 95% bootstrap interval over questions."
+    return "\n".join([line, "", head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+
+
+def _print(rows: list[list[str]]) -> None:
+    """A table where there is room for one, else a line a score."""
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    grid = Table(*rows[0])
+    for row in rows[1:]:
+        grid.add_row(*row)
+    if Console(width=WIDE).measure(grid).maximum <= console.width:
+        console.print(grid)
+        return
+    for kind, length, n, *cells in rows[1:]:
+        console.print(Text(f"{kind} ({length} tokens, n = {n})", style="bold"))
+        for title, value in zip(rows[0][3:], cells, strict=True):
+            console.print(Text(f"  {title:20} {value}"))
