@@ -224,7 +224,7 @@ def by_length(found: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str,
     panel.set_xscale("log", base=2)
     panel.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
     panel.minorticks_off()
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
     panel.set_xlabel("tokens of text", fontsize=8)
     panel.set_ylabel(metric, fontsize=8)
     panel.set_title(title, fontsize=9)
