@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from memtrain.corpus.counting import CountTokens
 from memtrain.errors import UserError
 from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, Asked, evaluate, summary
 from memtrain.evaluation.qa_metrics import METRICS
-from memtrain.pipeline import WIDE, load_engine
+from memtrain.pipeline import load_engine
 from memtrain.qa.haystack import HaystackMaker
 from memtrain.qa.questions import QuestionSet, read_passages, read_questions
 from memtrain.recipe import Recipe
-from memtrain.report.console import Screen
+from memtrain.report.console import Screen, print_grid
 from memtrain.report.plots import by_length
-from memtrain.report.summary import cell
+from memtrain.report.summary import cell, write_whole
 
 TITLES = {"exact": "exact match", "em": "SQuAD exact match", "f1": "F1", "contains": "contains the answer"}
 
@@ -65,11 +63,11 @@ def run(
         "summary": summary(records, recipe.eval.bootstrap, recipe.seed),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "qa.json").write_text(json.dumps(result | {"records": records}, ensure_ascii=False, indent=1), "utf-8")
+    write_whole(out / "qa.json", json.dumps(result | {"records": records}, ensure_ascii=False, indent=1))
     rows = rows_of(result["summary"])
-    (out / "qa.md").write_text(_markdown(rows, result), "utf-8")
+    write_whole(out / "qa.md", _markdown(rows, result))
     by_length(result["summary"], "exact", f"{result['questions']}, {result['model']}", out / "qa.png")
-    _print(rows)
+    print_grid(rows, [f"{kind} ({length} tokens, n = {n})" for kind, length, n, *_ in rows[1:]], lead=3, width=20)
     Console().print(Text(f"records: {out / 'qa.json'}   table: {out / 'qa.md'}   plot: {out / 'qa.png'}"))
 
 
@@ -102,18 +100,3 @@ def _markdown(rows: list[list[str]], result: dict[str, Any]) -> str:
     line = f"{result['model']} on {result['questions']}, {result['n']} questions, seed {result['seed']}; "
     line += "mean and 95% bootstrap interval over questions."
     return "\n".join([line, "", head, "|" + "---|" * len(rows[0]), *body]) + "\n"
-
-
-def _print(rows: list[list[str]]) -> None:
-    """A table where there is room for one, else a line a score."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    grid = Table(*rows[0])
-    for row in rows[1:]:
-        grid.add_row(*row)
-    if Console(width=WIDE).measure(grid).maximum <= console.width:
-        console.print(grid)
-        return
-    for kind, length, n, *cells in rows[1:]:
-        console.print(Text(f"{kind} ({length} tokens, n = {n})", style="bold"))
-        for title, value in zip(rows[0][3:], cells, strict=True):
-            console.print(Text(f"  {title:20} {value}"))

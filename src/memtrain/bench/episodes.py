@@ -23,26 +23,37 @@ from memtrain.types import Completion, Group, Row, SamplingParams
 Recorded = dict[tuple[int, ...], list[Completion]]
 
 
-class Recorder:
-    """An engine that writes down what it samples.
-
-    End and other special tokens become line breaks: a memory then keeps its whole length, as a trained model's does.
-    """
+class Endless:
+    """An engine whose completions never stop early."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.recorded: Recorded = {}
-        tokenizer = inner.tokenizer
-        self._special = set(tokenizer.all_special_ids)
-        [self._break] = tokenizer.encode("\n", add_special_tokens=False)[-1:]
 
     @property
     def tokenizer(self) -> Any:
         return self.inner.tokenizer
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        """To the last token."""
+        return list(await self.inner.sample(prompt_ids, endless(params), n))
+
+
+class Recorder(Endless):
+    """An engine that writes down what it samples.
+
+    End and other special tokens become line breaks: a memory then keeps its whole length, as a trained model's does.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.recorded: Recorded = {}
+        tokenizer = inner.tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        [self._break] = tokenizer.encode("\n", add_special_tokens=False)[-1:]
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
         """Sample, and keep."""
-        drawn = await self.inner.sample(prompt_ids, endless(params), n)
+        drawn = await super().sample(prompt_ids, params, n)
         kept = [
             Completion(
                 tuple(self._break if token in self._special else token for token in completion.token_ids),
@@ -55,17 +66,14 @@ class Recorder:
         return kept
 
 
-class Replayer:
+class Replayer(Endless):
     """An engine that samples in full and hands on what was recorded."""
 
     def __init__(self, inner: Any, recorded: Recorded) -> None:
-        self.inner, self.recorded = inner, recorded
+        super().__init__(inner)
+        self.recorded = recorded
         self._given: dict[tuple[int, ...], int] = {}
         self.new_tokens = 0
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.inner.tokenizer
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
         """Sample, throw away, give the recording. Raises KeyError for a prompt that was not recorded."""
@@ -73,7 +81,7 @@ class Replayer:
         first = self._given.get(prompt, 0)
         self._given[prompt] = first + n
         recorded = self.recorded[prompt][first : first + n]
-        drawn = await self.inner.sample(prompt_ids, endless(params), n)
+        drawn = await super().sample(prompt_ids, params, n)
         lengths = [len(completion.token_ids) for completion in drawn]
         if lengths != [len(completion.token_ids) for completion in recorded]:
             raise RuntimeError(f"recorded completions are not as long as sampled ones: {lengths}")

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from memtrain.bench.child import run_child
-from memtrain.bench.episodes import endless
+from memtrain.bench.episodes import Endless
 from memtrain.bench.harness import spread
 from memtrain.bench.models import Place, load_tokenizer
 from memtrain.bench.progress import Progress
@@ -17,23 +17,7 @@ from memtrain.bench.settings import BenchSettings, recipe_of
 from memtrain.bench.workload import long_text
 from memtrain.memory.prompts import QUESTION, Prompts
 from memtrain.memory.reader import read, split_chunks
-from memtrain.types import Completion, SamplingParams
-
-
-class Endless:
-    """An engine whose completions never stop early, so that every chunk costs the same."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.inner.tokenizer
-
-    async def sample(self, prompt_ids: Any, params: SamplingParams, n: int = 1) -> list[Completion]:
-        """To the last token."""
-        found: list[Completion] = await self.inner.sample(prompt_ids, endless(params), n)
-        return found
+from memtrain.types import SamplingParams
 
 
 def read_document(engine: Any, settings: BenchSettings, text: str, chunks: int) -> int:

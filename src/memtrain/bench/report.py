@@ -107,11 +107,17 @@ def write_readme(readme: Path, text: str) -> None:
     readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
+def _medians(contest: dict[str, Any], peer: str, unit: str) -> tuple[float, float]:
+    """Ours and the peer's."""
+    ours, theirs = (contest["contestants"][who][unit]["median"] for who in ("memtrain", peer))
+    return ours, theirs
+
+
 def _rollouts(result: dict[str, Any]) -> Iterator[Line]:
     for name, batch in result["batches"].items():
         work = batch["work"]
         for peer, ratio in batch["ratios"].items():
-            ours, theirs = (batch["contestants"][who]["per_second"]["median"] for who in ("memtrain", peer))
+            ours, theirs = _medians(batch, peer, "per_second")
             yield Line.ratio(
                 f"rollouts, {work['sequences']} sequences ({name})",
                 peer,
@@ -123,7 +129,7 @@ def _rollouts(result: dict[str, Any]) -> Iterator[Line]:
 
 def _update(result: dict[str, Any]) -> Iterator[Line]:
     [(peer, ratio)] = result["ratios"].items()
-    ours, theirs = (result["contestants"][who]["per_second"]["median"] for who in ("memtrain", peer))
+    ours, theirs = _medians(result, peer, "per_second")
     yield Line.ratio(
         "joint update",
         peer,
@@ -151,7 +157,7 @@ def _update(result: dict[str, Any]) -> Iterator[Line]:
 
 def _step(result: dict[str, Any]) -> Iterator[Line]:
     for peer, ratio in result["ratios"].items():
-        ours, theirs = (result["contestants"][who]["seconds"]["median"] for who in ("memtrain", peer))
+        ours, theirs = _medians(result, peer, "seconds")
         yield Line.ratio(
             "whole GRPO step",
             peer,

@@ -19,6 +19,7 @@ from memtrain.bench.settings import BENCHMARKS, BenchSettings, override
 from memtrain.bench.settings import quick as shrink
 from memtrain.errors import UserError
 from memtrain.report.console import Screen
+from memtrain.report.summary import write_whole
 
 FORMAT = 1
 Bench = Callable[[BenchSettings, Progress], dict[str, Any]]
@@ -103,9 +104,7 @@ def _benchmark(name: str) -> Bench:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """As JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def report(out: Path, readme: Path | None = None) -> str:

@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 from rich.console import Console, Group, RenderableType
@@ -29,6 +29,8 @@ REFRESH_PER_SECOND = 4
 SAMPLE_LINES = 12
 SAMPLE_CHARS = 1500
 METRIC_ROWS = 8
+WIDE = 260
+"""Columns of the result table where nobody's terminal sets them."""
 
 SHOWN = {
     "reward": "reward",
@@ -42,6 +44,23 @@ SHOWN = {
     "tokens_per_second": "tokens/s",
 }
 """Columns of the metrics table: key and title; what a step does not report is left out."""
+
+
+def print_grid(rows: Sequence[Sequence[str]], titles: Sequence[str], lead: int, width: int) -> None:
+    """Rows, the first of them the head, as a table where there is room for one, else a line a cell after the first
+    ``lead``: below each row's own title, the head's words in a column of ``width``."""
+    head, *body = rows
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    grid = Table(*head)
+    for row in body:
+        grid.add_row(*row)
+    if Console(width=WIDE).measure(grid).maximum <= console.width:
+        console.print(grid)
+        return
+    for title, row in zip(titles, body, strict=True):
+        console.print(Text(title, style="bold"))
+        for name, value in zip(head[lead:], row[lead:], strict=True):
+            console.print(Text(f"  {name:{width}} {value}"))
 
 
 def duration(seconds: float | None) -> str:

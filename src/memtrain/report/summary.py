@@ -84,10 +84,15 @@ def verdict(difference: Mapping[str, Estimate]) -> dict[str, list[str]]:
 def write_summary(folder: Path, data: Mapping[str, Any]) -> Path:
     """Write ``summary.json`` into the run's folder, whole or not at all, and return its path."""
     path = folder / FILE
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -157,13 +162,16 @@ def headline(data: Mapping[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    known = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {name: version for name, version in known.items() if version}
+
+
+def version_of(package: str) -> str | None:
+    """Installed version, None where it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def machine() -> dict[str, Any]:

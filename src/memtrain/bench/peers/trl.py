@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from memtrain.bench.environment import version_of
 from memtrain.bench.peers.generate import GenerateSettings, best_generate, generate
 from memtrain.engines.base import LossConfig, OptimiserConfig
 from memtrain.engines.torch.batching import Batcher, together
+from memtrain.report.summary import version_of
 from memtrain.types import Completion, Row, SamplingParams
 
 Rollout = Callable[[Any], Sequence[Row]]

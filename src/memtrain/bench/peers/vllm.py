@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from memtrain.bench.environment import version_of
 from memtrain.bench.peers.generate import checked
 from memtrain.engines.vllm.startup import undisturbed
+from memtrain.report.summary import version_of
 
 
 def missing() -> str | None:

@@ -10,7 +10,6 @@ import os
 import warnings
 
 import torch
-from torch import nn
 
 from memtrain.engines.torch.model import LoadedModel, packed_logits, relative_gap, rounding_tolerance
 
@@ -46,7 +45,7 @@ def compile_layers(loaded: LoadedModel) -> bool:
     except Exception as error:  # the tracer, the compiler and the code they make raise whatever they like
         reason = f"{type(error).__name__}: {' '.join(str(error).split()[:40])}"
     for layer in layers:
-        undo(layer)
+        layer._compiled_call_impl = None
     warnings.warn(f"sampling without torch.compile ({reason}); set sampler.compile = false to skip it", stacklevel=2)
     return False
 
@@ -58,8 +57,3 @@ def _settle_distutils() -> None:
         importlib.import_module("setuptools")
     except (ImportError, AssertionError):
         os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-
-
-def undo(layer: nn.Module) -> None:
-    """Run a layer as it was written."""
-    layer._compiled_call_impl = None

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from memtrain.engines.torch import attention
-from memtrain.errors import UserError
+from memtrain.errors import UserError, first_line
 from memtrain.recipe import ModelSettings
 
 
@@ -108,10 +108,9 @@ def load_model(folder: str | Path, settings: ModelSettings, seed: int = 0) -> Lo
     try:
         model, tokenizer = _read(Path(folder), choose_dtype(settings.dtype, device), options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model {folder} cannot be loaded ({first}); set key 'model.name' to a built-in name, a folder with "
-            "config.json and .safetensors weights, or a hub id that this machine can reach"
+            f"model {folder} cannot be loaded ({first_line(error)}); set key 'model.name' to a built-in name, a "
+            "folder with config.json and .safetensors weights, or a hub id that this machine can reach"
         ) from None
     tie_pad_token(tokenizer)
     lora = settings.lora_rank > 0

@@ -81,8 +81,7 @@ class PackedPlan:
 
     def sees_all(self, window: int | None) -> bool:
         """Whether no token is so far from its first key that a sliding window would hide it."""
-        longest = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
-        return window is None or window >= longest
+        return window is None or all(s + n <= window for s, n in zip(self.starts, self.lengths, strict=True))
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Boolean (queries, keys): the last ``queries`` keys are the queries' own; True may be attended to."""

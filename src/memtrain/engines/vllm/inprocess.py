@@ -18,7 +18,7 @@ from typing import Any
 from memtrain.engines.vllm.requests import completion, sampling_options
 from memtrain.engines.vllm.startup import undisturbed
 from memtrain.engines.vllm.weights import adapter_rank, checkpoint_tensors, lay_out_anew
-from memtrain.errors import UserError
+from memtrain.errors import UserError, first_line
 from memtrain.settings import SamplerSettings
 from memtrain.types import Completion, SamplingParams
 
@@ -194,16 +194,15 @@ def _start(options: dict[str, Any]) -> Any:
         try:
             return LLMEngine.from_engine_args(EngineArgs(**options))
         except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"vLLM does not start on this model and machine ({first}); see keys 'sampler.kv_cache_gib', "
-                "'sampler.context_tokens' and 'sampler.gpu_memory_utilization', or set sampler.kind = \"torch\""
+                f"vLLM does not start on this model and machine ({first_line(error)}); see keys "
+                "'sampler.kv_cache_gib', 'sampler.context_tokens' and 'sampler.gpu_memory_utilization', or set "
+                'sampler.kind = "torch"'
             ) from None
 
 
 def _not_importable(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"vLLM is installed but cannot be imported ({first}); torchvision, torchaudio and torchcodec that do not fit "
-        "the installed torch are the usual cause: pip uninstall them"
+        f"vLLM is installed but cannot be imported ({first_line(error)}); torchvision, torchaudio and torchcodec "
+        "that do not fit the installed torch are the usual cause: pip uninstall them"
     )
