@@ -17,38 +17,14 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from memtrain import __version__
-from memtrain.assets import CORPORA, MODELS, cache_home
+from memtrain.assets import cache_home
+from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
+from memtrain.commands.qa import qa
 from memtrain.errors import UserError
-from memtrain.recipe import Recipe, builtin_recipes, load_recipe
+from memtrain.recipe import load_recipe
 
 EXIT_USER, EXIT_DISK, EXIT_INTERRUPTED = 2, 3, 130
 DEMO = "demo-cpu"
-RECIPES_TEXT = f"built in: {', '.join(builtin_recipes())}"
-MODELS_TEXT = (
-    f"built in: {', '.join(MODELS)} (default {Recipe().model.name}); else a local folder, a .gguf file or a hub id"
-)
-CORPORA_TEXT = (
-    f"built in: {', '.join(CORPORA)} (default {Recipe().corpus.source}); else a file, a folder or hf:dataset[:config]"
-)
-
-RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help=f"Name or .toml file. Recipes {RECIPES_TEXT}.")]
-Overrides = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(
-        name="set",
-        metavar="KEY=VALUE [KEY=VALUE ...]",
-        help=f"Change settings of the recipe, for example --set train.steps=10 model=NAME corpus=SOURCE. "
-        f"Models {MODELS_TEXT}. Corpora {CORPORA_TEXT}.",
-    ),
-]
-Model = Annotated[str | None, arg(metavar="MODEL", help=f"Model instead of the recipe's. Models {MODELS_TEXT}.")]
-Out = Annotated[
-    Path | None,
-    arg(
-        metavar="FOLDER",
-        help="Where the results go. Default: runs/NAME, NAME from the recipe (build: runs/NAME/documents).",
-    ),
-]
 
 
 def demo(out: Annotated[Path, arg(metavar="FOLDER", help="The run's folder.")] = Path("runs/demo")) -> None:
@@ -68,7 +44,7 @@ def build(recipe: RecipeName, overrides: Overrides = (), out: Out = None) -> Non
 
     Example: memtrain build demo-cpu --set corpus=my-texts/ documents.train=1000 --out docs/my-texts
     """
-    settings = load_recipe(recipe, _flat(overrides))
+    settings = load_recipe(recipe, flat(overrides))
     from memtrain import pipeline
 
     pipeline.build(settings, out)
@@ -93,7 +69,7 @@ def train(
 
     Example: memtrain train my.toml --set train.steps=100 train.lr=5e-6 --out runs/mine --resume
     """
-    settings = load_recipe(recipe, _flat(overrides))
+    settings = load_recipe(recipe, flat(overrides))
     from memtrain import pipeline
 
     pipeline.train(settings, out, resume, dry_run)
@@ -114,35 +90,7 @@ def evaluate(
     """
     from memtrain import pipeline
 
-    pipeline.evaluate(target, model, _flat(overrides))
-
-
-def qa(
-    recipe: RecipeName,
-    questions: Annotated[
-        Positional[Path],
-        arg(metavar="QUESTIONS", help="HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD, XQuAD or NQ file, as published."),
-    ],
-    lengths: Annotated[
-        tuple[int, ...], arg(metavar="TOKENS [TOKENS ...]", help="Lengths of the texts around the gold paragraphs.")
-    ] = (1000, 2000, 4000),
-    number: Annotated[int, arg(metavar="N", help="Questions, drawn by the recipe's seed.")] = 32,
-    passages: Annotated[
-        tuple[Path, ...], arg(metavar="FILE [FILE ...]", help="Distractors. Default: the question file's own.")
-    ] = (),
-    model: Model = None,
-    out: Annotated[Path, arg(metavar="FOLDER", help="Where qa.json, qa.md and qa.png go.")] = Path("runs/qa"),
-    overrides: Overrides = (),
-) -> None:
-    """Long-text QA: read texts of several lengths with bounded memory, answer, compare with answering without it.
-
-    Example: memtrain qa demo-cpu hotpot_dev.json --lengths 1000 4000 16000 --number 64 --model runs/demo/model
-    """
-    settings = load_recipe(recipe, _flat(overrides))
-    from memtrain import long_qa
-
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
-    long_qa.run(settings.model_copy(update={"model": named}), questions, passages, lengths, number, out)
+    pipeline.evaluate(target, model, flat(overrides))
 
 
 def read(
@@ -162,7 +110,7 @@ def read(
     """
     if not files:
         raise UserError('nothing to read: name a file, for example memtrain read book.txt --ask "Who wrote it?"')
-    settings = load_recipe(recipe, _flat(overrides))
+    settings = load_recipe(recipe, flat(overrides))
     from memtrain import pipeline
 
     pipeline.read(files, ask, model or settings.model.name, settings)
@@ -285,10 +233,6 @@ def _fullest(arguments: Sequence[str]) -> Path:
         return shutil.disk_usage(standing).free
 
     return min(reversed(places), key=free)
-
-
-def _flat(overrides: Overrides) -> list[str]:
-    return list(chain.from_iterable(overrides))
 
 
 def _fail(sentence: str, status: int) -> int:

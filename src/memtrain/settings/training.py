@@ -1,4 +1,4 @@
-"""Every setting of a run, typed and documented. ``recipe.py`` reads them from TOML.
+"""Settings of the MemTrain stage, typed and documented.
 
 Published values (MemTrain, arXiv 2606.03197, appendix; released code) are the defaults, so a recipe shows what it
 changes.
@@ -6,20 +6,11 @@ changes.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-RewardKind = Literal["exact", "f1", "likelihood"]
-Mode = Literal["full", "decoupled", "end-to-end"]
-
-
-class Section(BaseModel):
-    """A table of the recipe: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from memtrain.settings.base import Mode, RewardKind, Section
 
 
 class ModelSettings(Section):
@@ -120,6 +111,8 @@ class TaskSettings(Section):
     """Recall probes a trajectory, shared by its group (published: 1)."""
     probe_memory: Literal["uniform", "last"] = "uniform"
     """Which memory m[k] a probe asks: any step alike (published; asks most for what was read last), or only m[T]."""
+    paired_probes: bool = True
+    """The trajectories of a group are asked the same probes; false draws them for each by itself (published)."""
     recall_samples: int = Field(8, ge=1)
     """G2: sampled answers a probe; unused with likelihood rewards."""
     reconstruction_reward: RewardKind = "exact"
@@ -217,6 +210,9 @@ class TrainSettings(Section):
     """Gradient accumulation: most tokens (after prefix sharing) in one forward and backward."""
     gradient_checkpointing: bool = False
     """Trade time for memory in the update."""
+    mini_batches: int = Field(1, ge=1)
+    """Optimiser steps a batch of rollouts: its groups are dealt out evenly. Above 1 the ratio is to the sampler's
+    log-probs, since the policy has moved."""
 
     @model_validator(mode="after")
     def _sampler_logprobs_need_the_whole_softmax(self) -> TrainSettings:
@@ -226,6 +222,8 @@ class TrainSettings(Section):
             raise ValueError(
                 'old_logprobs = "sampler" already divides by the sampler\'s log-probs; set importance_sampling_cap = 0'
             )
+        if self.mini_batches > 1 and self.old_logprobs != "sampler":
+            raise ValueError('mini_batches above 1 needs old_logprobs = "sampler"')
         return self
 
 
@@ -261,48 +259,3 @@ class LogSettings(Section):
     """Steps between checkpoints; 0 only at the end of a stage."""
     keep_checkpoints: int = Field(2, ge=1)
     """Older ones are removed."""
-
-
-class Recipe(Section):
-    """A whole run."""
-
-    name: str = "unnamed"
-    """Names the run folder: ``runs/<name>``."""
-    seed: int = 0
-    """Every random draw of the run comes from it."""
-    model: ModelSettings = ModelSettings()
-    corpus: CorpusSettings = CorpusSettings()
-    entities: EntitySettings = EntitySettings()
-    documents: DocumentSettings = DocumentSettings()
-    memory: MemorySettings = MemorySettings()
-    tasks: TaskSettings = TaskSettings()
-    priming: PrimingSettings = PrimingSettings()
-    sampler: SamplerSettings = SamplerSettings()
-    train: TrainSettings = TrainSettings()
-    eval: EvalSettings = EvalSettings()
-    log: LogSettings = LogSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, data: Any) -> Any:
-        """``model = "NAME"`` and ``corpus = "SOURCE"`` stand for their tables' main key."""
-        if isinstance(data, dict):
-            data = dict(data)
-            if isinstance(data.get("model"), str):
-                data["model"] = {"name": data["model"]}
-            if isinstance(data.get("corpus"), str):
-                data["corpus"] = {"source": data["corpus"]}
-        return data
-
-    @property
-    def importance_sampling_cap(self) -> float:
-        """``train.importance_sampling_cap`` with auto resolved; 0 is off."""
-        cap = self.train.importance_sampling_cap
-        if cap == "auto":
-            return 2.0 if self.sampler.kind != "torch" and self.train.old_logprobs == "recompute" else 0.0
-        return cap
-
-    def fingerprint(self) -> str:
-        """First 12 hex digits of the sha256 of the settings: tells two recipes apart."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
