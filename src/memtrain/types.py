@@ -18,6 +18,8 @@ MASK_TOKEN = "[MASK]"
 """Stands for the hidden entity of a training document (end-to-end task)."""
 TARGET_TOKEN = "[TARGET]"
 """Stands for the hidden entity of a recall probe."""
+RECONSTRUCTION_QUESTION = f"Which entity does {MASK_TOKEN} stand for, judging by the whole text?"
+"""The one question of the reconstruction task (MemTrain section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,33 @@ class TrainingDocument:
     def __post_init__(self) -> None:
         if self.n_masks < 1:
             raise ValueError(f"document {self.id} hides nothing: n_masks is {self.n_masks}")
+
+    @property
+    def question(self) -> str:
+        """What is asked about the text."""
+        return RECONSTRUCTION_QUESTION
+
+
+@dataclass(frozen=True)
+class QuestionDocument:
+    """A long text with a question of its own: what task training reads (MemAgent section 3)."""
+
+    id: str
+    """The question's id and the length."""
+    text: str
+    """Gold paragraphs between distractors, under "Document i:" headings."""
+    question: str
+    """What is asked about the text; known while reading."""
+    answer: str
+    """The first accepted answer: what likelihood rewards score."""
+    aliases: tuple[str, ...] = ()
+    """Other accepted answers."""
+    mentions: tuple[Mention, ...] = ()
+    """Empty: recall probes are MemTrain's."""
+
+
+ReadingDocument = TrainingDocument | QuestionDocument
+"""A text, a question, accepted answers: what a reader's episode is made of."""
 
 
 @dataclass(frozen=True)

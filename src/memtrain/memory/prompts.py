@@ -16,10 +16,9 @@ from typing import Any
 from memtrain.errors import UserError
 from memtrain.memory.chat_format import ChatFormat
 from memtrain.recipe import MemorySettings
-from memtrain.types import MASK_TOKEN, TARGET_TOKEN
+from memtrain.types import RECONSTRUCTION_QUESTION, TARGET_TOKEN
 
-QUESTION = f"Which entity does {MASK_TOKEN} stand for, judging by the whole text?"
-"""The one question of the reconstruction task (MemTrain section 3.1)."""
+QUESTION = RECONSTRUCTION_QUESTION
 NO_MEMORY = "No memory yet."
 """m[0], and what a blank memory is shown as."""
 

@@ -11,11 +11,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from memtrain.engines.base import Engine
 from memtrain.evaluation.metrics import reading_metrics, surfaces_by_chunk
-from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
+from memtrain.memory.prompts import NO_MEMORY, Prompts
 from memtrain.memory.reader import read, split_chunks
 from memtrain.recipe import Recipe
 from memtrain.rl.advantages import RowBatch, cross_entropy_rows, group_advantages, rows_of
@@ -23,14 +23,24 @@ from memtrain.rl.rewards import mean, text_reward, trajectory_rewards
 from memtrain.tasks.likelihood import answer_logprobs
 from memtrain.tasks.recall import draw_probes, recall_answers, recall_group, recall_scores
 from memtrain.tasks.reconstruction import answer_scores, reconstruction_group, rollout
-from memtrain.types import Group, Probe, Row, SamplingParams, TrainingDocument, Trajectory, Turn
+from memtrain.types import Group, Probe, ReadingDocument, Row, SamplingParams, TrainingDocument, Trajectory, Turn
+
+
+class Source(Protocol):
+    """What a group of trajectories is about: a text that is read, or a question that is searched for."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
 
 
 @dataclass
 class Episodes:
     """What one document gave: its trajectories with their rewards."""
 
-    document: TrainingDocument
+    document: Source
     trajectories: list[Trajectory]
     e2e: list[float]
     """Reward of each final answer."""
@@ -41,7 +51,8 @@ class Episodes:
     groups: list[Group] = field(default_factory=list)
     known: list[Turn] = field(default_factory=list)
     """Turns whose completion is the known answer (likelihood rewards)."""
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[list[Probe]] = field(default_factory=list)
+    """For each trajectory its probes: the same ones, where they are paired."""
     entities_kept: list[float] = field(default_factory=list)
 
 
@@ -55,13 +66,18 @@ class Experience:
 
 
 async def collect(
-    engine: Engine, prompts: Prompts, documents: Sequence[TrainingDocument], recipe: Recipe, step: int
+    engine: Engine, prompts: Prompts, documents: Sequence[ReadingDocument], recipe: Recipe, step: int
 ) -> Experience:
     """Roll out ``group_size`` trajectories a document, probe their memories, and turn rewards into rows.
 
     Probes depend on the recipe's seed, the step and the document only.
     """
     episodes = await asyncio.gather(*(_episodes(engine, prompts, document, recipe, step) for document in documents))
+    return experience_of(episodes, recipe)
+
+
+def experience_of(episodes: Sequence[Episodes], recipe: Recipe) -> Experience:
+    """Rows and numbers of a step's episodes, of whatever task."""
     batch = rows_of((group for episode in episodes for group in episode.groups), recipe.train.std_normalise)
     rows = list(batch.rows)
     if recipe.train.recall_cross_entropy > 0:
@@ -69,24 +85,23 @@ async def collect(
     return Experience(rows, _metrics(list(episodes)) | batch.metrics | _dropped(batch), list(episodes))
 
 
-async def _episodes(
-    engine: Engine, prompts: Prompts, document: TrainingDocument, recipe: Recipe, step: int
-) -> Episodes:
+async def _episodes(engine: Engine, prompts: Prompts, document: ReadingDocument, recipe: Recipe, step: int) -> Episodes:
     chunks = split_chunks(document.text, engine.tokenizer, recipe.memory)
     rng = random.Random(f"{recipe.seed}/{step}/{document.id}/probes")
-    with_recall = recipe.tasks.mode != "end-to-end"
-    last = recipe.tasks.probe_memory == "last"
-    probes = draw_probes(document, chunks, recipe.tasks.probes, rng, last=last) if with_recall else []
     train, size = recipe.train, recipe.train.group_size
+    probes = _probes(document, chunks, recipe, rng)
     write = SamplingParams(recipe.memory.memory_tokens, train.temperature, train.top_p, prompts.stop)
     reply = SamplingParams(recipe.memory.answer_tokens, train.temperature, train.top_p, prompts.stop)
     if recipe.tasks.reconstruction_reward == "likelihood":
         # What the model knows without a memory is the same for the whole group: scored once, while the group reads.
         target = prompts.target(document.answer)
         closed, trajectories = await asyncio.gather(
-            answer_logprobs(engine, prompts.answer(QUESTION, NO_MEMORY), target),
+            answer_logprobs(engine, prompts.answer(document.question, NO_MEMORY), target),
             asyncio.gather(
-                *(read(engine, prompts, QUESTION, chunks, write, document_id=document.id, index=i) for i in range(size))
+                *(
+                    read(engine, prompts, document.question, chunks, write, document_id=document.id, index=i)
+                    for i in range(size)
+                )
             ),
         )
         scores = await asyncio.gather(
@@ -115,49 +130,61 @@ async def _episodes(
     return found
 
 
+def _probes(document: ReadingDocument, chunks: Sequence[str], recipe: Recipe, rng: random.Random) -> list[list[Probe]]:
+    """Each trajectory's probes. Unpaired ones are drawn for each by itself (published), paired ones once."""
+    tasks, size = recipe.tasks, recipe.train.group_size
+    if tasks.mode == "end-to-end" or not isinstance(document, TrainingDocument):
+        return [[] for _ in range(size)]
+    last = tasks.probe_memory == "last"
+    if tasks.paired_probes:
+        return [draw_probes(document, chunks, tasks.probes, rng, last=last)] * size
+    return [draw_probes(document, chunks, tasks.probes, rng, last=last) for _ in range(size)]
+
+
 async def _probe_memories(
     engine: Engine, prompts: Prompts, found: Episodes, recipe: Recipe, reply: SamplingParams, rng: random.Random
 ) -> None:
-    """Ask every trajectory the same probes; fills ``recall`` and, by the kind of reward, groups or known answers."""
+    """Ask the memories their probes; fills ``recall`` and, by the kind of reward, groups or known answers."""
     trajectories, probes = found.trajectories, found.probes
     if recipe.tasks.recall_reward == "likelihood":
-        targets = [prompts.target(probe.answer) for probe in probes]
-        baselines = await asyncio.gather(
+        different = list(dict.fromkeys(probe for asked in probes for probe in asked))
+        without = await asyncio.gather(
             *(
-                answer_logprobs(engine, prompts.recall_without_memory(probe.masked_chunk), target)
-                for probe, target in zip(probes, targets, strict=True)
+                answer_logprobs(engine, prompts.recall_without_memory(probe.masked_chunk), prompts.target(probe.answer))
+                for probe in different
             )
         )
+        baselines = {probe: logprob for probe, (logprob, _) in zip(different, without, strict=True)}
         scores = await asyncio.gather(
             *(
-                recall_scores(engine, prompts, t.memories[probe.step], probe, baseline_logprob=baseline[0])
-                for t in trajectories
-                for probe, baseline in zip(probes, baselines, strict=True)
+                asyncio.gather(
+                    *(
+                        recall_scores(engine, prompts, t.memories[probe.step], probe, baseline_logprob=baselines[probe])
+                        for probe in asked
+                    )
+                )
+                for t, asked in zip(trajectories, probes, strict=True)
             )
         )
-        for number in range(len(probes)):
+        for number in range(max((len(asked) for asked in probes), default=0)):
             for place in _trained_on(recipe, len(trajectories), rng):
-                found.known.append(scores[place * len(probes) + number].turn)
-        values = [score.gain for score in scores]
-        found.recall = [values[i * len(probes) : (i + 1) * len(probes)] for i in range(len(trajectories))]
+                found.known += [score.turn for score in scores[place][number : number + 1]]
+        found.recall = [[score.gain for score in row] for row in scores]
         return
     kind, n = recipe.tasks.recall_reward, recipe.tasks.recall_samples
     answers = await asyncio.gather(
         *(
             recall_answers(engine, prompts, t.memories[probe.step], probe, reply, n)
-            for t in trajectories
-            for probe in probes
+            for t, asked in zip(trajectories, probes, strict=True)
+            for probe in asked
         )
     )
-    for number, turns in enumerate(answers):
-        place, probe_number = divmod(number, len(probes))
-        rewards = [text_reward(kind, turn.text, [probes[probe_number].answer]) for turn in turns]
-        if not probe_number:
-            found.recall.append([])
-        found.recall[-1].append(mean(rewards))
-        found.groups.append(recall_group(found.document.id, trajectories[place].index, probe_number, turns, rewards))
-    if not probes:
-        found.recall = [[] for _ in trajectories]
+    found.recall = [[] for _ in trajectories]
+    places = [(place, number) for place, asked in enumerate(probes) for number in range(len(asked))]
+    for (place, number), turns in zip(places, answers, strict=True):
+        rewards = [text_reward(kind, turn.text, [probes[place][number].answer]) for turn in turns]
+        found.recall[place].append(mean(rewards))
+        found.groups.append(recall_group(found.document.id, trajectories[place].index, number, turns, rewards))
 
 
 def _trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
@@ -167,17 +194,19 @@ def _trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
 
 
 def _metrics(episodes: list[Episodes]) -> dict[str, float]:
-    writes = [turn for e in episodes for t in e.trajectories for turn in t.turns if turn.kind == "write"]
+    # A searcher's turns write its memory too.
+    writes = [turn for e in episodes for t in e.trajectories for turn in t.turns if turn.kind in ("write", "search")]
     recall = [value for e in episodes for values in e.recall for value in values]
     kept = [value for e in episodes for value in e.entities_kept]
     metrics = {
         "reward": fmean(reward for e in episodes for reward in e.rewards),
         "reconstruction_reward": fmean(reward for e in episodes for reward in e.e2e),
         "reward_std_in_group": fmean(_std(e.rewards) for e in episodes),
-        "memory_tokens": fmean(len(turn.completion_ids) for turn in writes),
-        "truncated": fmean(turn.stop_reason == "length" for turn in writes),
-        "probes": float(sum(len(e.probes) for e in episodes)),
+        "probes": float(sum(len({probe for asked in e.probes for probe in asked}) for e in episodes)),
     }
+    if writes:
+        metrics["memory_tokens"] = fmean(len(turn.completion_ids) for turn in writes)
+        metrics["truncated"] = fmean(turn.stop_reason == "length" for turn in writes)
     if recall:
         metrics["recall_reward"] = fmean(recall)
     if kept:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from memtrain.engines.base import Engine, LossConfig, OptimiserConfig
@@ -20,6 +21,12 @@ from memtrain.rl.checkpoint import Position, RunFolder
 from memtrain.rl.experience import Experience, collect, sample_records
 from memtrain.tasks.priming import pairs
 from memtrain.types import Row, TrainingDocument
+
+Collect = Callable[[Engine, Prompts, Sequence[Any], Recipe, int], Awaitable[Experience]]
+"""Episodes of a step, of whatever task: engine, prompts, documents, recipe, step -> experience."""
+
+COUNTS = frozenset({"rows", "policy_tokens", "tokens_packed", "tokens_separate", "update_seconds"})
+"""Metrics of an update that add up over the mini-batches of a step; of the others the mean is logged."""
 
 
 class Watcher(Protocol):
@@ -38,16 +45,18 @@ class Trainer:
         self,
         engine: Engine,
         recipe: Recipe,
-        documents: Sequence[TrainingDocument],
+        documents: Sequence[Any],
         run: RunFolder,
         watcher: Watcher,
         on_metrics: Callable[[str, int, dict[str, float]], None] = lambda stage, step, metrics: None,
         on_evaluate: Callable[[str], Awaitable[Any]] | None = None,
+        collect: Collect = collect,
     ):
-        """``on_metrics(stage, step, metrics)`` feeds trackers; ``on_evaluate(label)`` is awaited every
+        """``documents``: what ``collect`` makes episodes of: training or question documents for the reader.
+        ``on_metrics(stage, step, metrics)`` feeds trackers; ``on_evaluate(label)`` is awaited every
         ``eval.every`` GRPO steps."""
         self.engine, self.recipe, self.documents, self.run, self.watcher = engine, recipe, documents, run, watcher
-        self.on_metrics, self.on_evaluate = on_metrics, on_evaluate
+        self.on_metrics, self.on_evaluate, self.collector = on_metrics, on_evaluate, collect
         self.prompts = Prompts(engine.tokenizer, recipe.memory)
 
     async def prime(self, start: int = 0) -> None:
@@ -91,10 +100,10 @@ class Trainer:
     async def collect(self, number: int) -> Experience:
         """The experience of GRPO step ``number`` (from 1)."""
         documents = self.batch("grpo", number, self.recipe.train.documents_per_step)
-        return await collect(self.engine, self.prompts, documents, self.recipe, number)
+        return await self.collector(self.engine, self.prompts, documents, self.recipe, number)
 
     async def learn(self, experience: Experience, number: int) -> dict[str, float]:
-        """One joint update on the experience of step ``number``."""
+        """One joint update on the experience of step ``number``, or one for each of its mini-batches."""
         train = self.recipe.train
         loss = LossConfig(
             clip_low=train.clip_low,
@@ -107,7 +116,14 @@ class Trainer:
             importance_sampling_cap=self.recipe.importance_sampling_cap,
         )
         warm = min(1.0, number / train.warmup_steps) if train.warmup_steps else 1.0
-        return await self.engine.update(experience.rows, loss, self._optimiser(train.lr * warm))
+        parts = mini_batches(experience.rows, train.mini_batches)
+        found = [await self.engine.update(part, loss, self._optimiser(train.lr * warm)) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        return {
+            name: (sum if name in COUNTS else fmean)([metrics[name] for metrics in found if name in metrics])
+            for name in found[0]
+        }
 
     async def _loop(
         self, stage: str, start: int, total: int, step: Callable[[int], Awaitable[dict[str, float]]]
@@ -144,7 +160,7 @@ class Trainer:
         train = self.recipe.train
         return OptimiserConfig(lr=lr, weight_decay=train.weight_decay, grad_clip=train.grad_clip)
 
-    def batch(self, stage: str, number: int, size: int) -> list[TrainingDocument]:
+    def batch(self, stage: str, number: int, size: int) -> list[Any]:
         """Documents of step ``number``: consecutive places of a fresh shuffle every epoch, by the seed alone."""
         chosen = []
         for place in range((number - 1) * size, number * size):
@@ -166,6 +182,19 @@ class Trainer:
         if limit:
             records = sample_records(experience.episodes, self.prompts, number, limit, self.recipe.train.std_normalise)
             write_samples(self.run.path / "samples" / f"grpo-{number:06d}.parquet", records)
+
+
+def mini_batches(rows: Sequence[Row], n: int) -> list[list[Row]]:
+    """Deal the groups of a step into up to ``n`` mini-batches of about as many groups, in order; rows of a document
+    stay together. At least one comes back, empty where there are no rows."""
+    if n == 1 or not rows:
+        return [list(rows)]
+    documents = list(dict.fromkeys(row.group_id.split("/")[0] for row in rows))
+    part = {document: place * n // len(documents) for place, document in enumerate(documents)}
+    dealt: list[list[Row]] = [[] for _ in range(n)]
+    for row in rows:
+        dealt[part[row.group_id.split("/")[0]]].append(row)
+    return [rows for rows in dealt if rows]
 
 
 def write_samples(path: Path, records: list[dict[str, Any]]) -> None:

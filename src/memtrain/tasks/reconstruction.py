@@ -2,6 +2,7 @@
 
 Two forms: a sampled answer that is checked (:func:`rollout`), and the likelihood of the known answer given the last
 memory (``memory.reader.read``, then :func:`answer_scores`: no answer is sampled).
+A question document (task training) is read and answered in the same way; only its question is another.
 Nothing here imports torch.
 """
 
@@ -11,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memtrain.engines.base import Engine, Weights
-from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
+from memtrain.memory.prompts import NO_MEMORY, Prompts
 from memtrain.memory.reader import MemoryCallback, answer, read
 from memtrain.tasks.likelihood import Likelihood, likelihood
-from memtrain.types import Group, SamplingParams, TrainingDocument, Trajectory
+from memtrain.types import Group, ReadingDocument, SamplingParams, Trajectory
 
 
 async def rollout(
     engine: Engine,
     prompts: Prompts,
-    document: TrainingDocument,
+    document: ReadingDocument,
     chunks: Sequence[str],
     index: int,
     write_params: SamplingParams,
@@ -31,21 +32,21 @@ async def rollout(
     trajectory = await read(
         engine,
         prompts,
-        QUESTION,
+        document.question,
         chunks,
         write_params,
         document_id=document.id,
         index=index,
         on_memory=on_memory,
     )
-    turn = await answer(engine, prompts, QUESTION, trajectory, answer_params)
+    turn = await answer(engine, prompts, document.question, trajectory, answer_params)
     return replace(trajectory, turns=(*trajectory.turns, turn), answer=turn.text)
 
 
 async def answer_scores(
     engine: Engine,
     prompts: Prompts,
-    document: TrainingDocument,
+    document: ReadingDocument,
     memory: str,
     *,
     step: int = 1,
@@ -55,8 +56,8 @@ async def answer_scores(
     """log p(answer | memory) minus log p(answer | no memory), ``\\boxed{`` given."""
     return await likelihood(
         engine,
-        prompts.answer(QUESTION, memory),
-        prompts.answer(QUESTION, NO_MEMORY),
+        prompts.answer(document.question, memory),
+        prompts.answer(document.question, NO_MEMORY),
         prompts.target(document.answer),
         kind="answer",
         step=step,
@@ -67,7 +68,7 @@ async def answer_scores(
 
 
 def reconstruction_group(
-    document: TrainingDocument, trajectories: Sequence[Trajectory], rewards: Sequence[float]
+    document: ReadingDocument, trajectories: Sequence[Trajectory], rewards: Sequence[float]
 ) -> Group:
     """The G1 trajectories of one document; every sampled turn of a trajectory shares its advantage.
 
