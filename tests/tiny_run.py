@@ -78,7 +78,7 @@ def small(**sections: dict[str, Any]) -> Recipe:
         "log": {"samples": 1, "checkpoint_every": 2},
     }
     for name, values in sections.items():
-        data[name] = {**data[name], **values}
+        data[name] = {**data.get(name, {}), **values}
     return parse_recipe({"name": "small", "seed": 4, **data}, "test")
 
 

@@ -18,8 +18,10 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from memtrain import __version__
 from memtrain.assets import cache_home
+from memtrain.commands.compare import compare
 from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
 from memtrain.commands.qa import qa
+from memtrain.commands.task import task
 from memtrain.errors import UserError
 from memtrain.recipe import load_recipe
 
@@ -175,6 +177,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "qa": qa,
+    "task": task,
+    "compare": compare,
     "read": read,
     "show": show,
     "bench": bench,

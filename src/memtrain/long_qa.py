@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from memtrain.corpus.counting import CountTokens
 from memtrain.errors import UserError
-from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, Asked, evaluate, summary
+from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, draw_texts, evaluate, summary
 from memtrain.evaluation.qa_metrics import METRICS
 from memtrain.pipeline import load_engine
 from memtrain.qa.haystack import HaystackMaker
@@ -38,25 +37,22 @@ def run(
     usable = [question for question in found.questions if question.gold and question.complete]
     if not usable:
         raise UserError(f"question file {questions} has no gold paragraphs to hide in a long text; give one that has")
-    chosen = random.Random(f"{recipe.seed}/qa").sample(usable, min(number, len(usable)))
     with Screen(f"memtrain qa {recipe.model.name}") as screen:
         for line in _left_out(found, len(usable), questions):
             screen.note(line)
         engine = load_engine(recipe, screen)
-        count = _counter(engine.tokenizer)
+        count = token_counter(engine.tokenizer)
         maker = HaystackMaker(pool, count)
-        screen.stage("haystacks", len(chosen) * len(lengths))
-        asked = []
-        for question in chosen:
-            for length in sorted(lengths):
-                asked.append(Asked(length, maker.make(question, length, recipe.seed)))
-                screen.advance()
+        screen.stage("haystacks", min(number, len(usable)) * len(lengths))
+        asked, too_long = draw_texts(usable, maker, lengths, number, recipe.seed, screen.advance)
+        if too_long:
+            screen.note(f"{questions.name}: {too_long} questions left out: gold paragraphs over {min(lengths)} tokens")
         screen.stage("reading", len(asked))
         records = asyncio.run(evaluate(engine, asked, recipe, count, screen.advance))
     result: dict[str, Any] = {
         "model": Path(recipe.model.name).name,
         "questions": questions.name,
-        "n": len(chosen),
+        "n": len(asked) // len(lengths),
         "seed": recipe.seed,
         "memory": recipe.memory.model_dump(mode="json"),
         "skipped": dict(found.skipped),
@@ -82,7 +78,7 @@ def rows_of(found: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _counter(tokenizer: Any) -> CountTokens:
+def token_counter(tokenizer: Any) -> CountTokens:
     """Tokens as the model that reads counts them."""
     return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 

@@ -197,7 +197,7 @@ class Turn:
     kind: TurnKind
     """What the model was asked to do."""
     step: int
-    """t, counted from 1, for ``write``; T + 1 for the last answer; the probe's step for ``recall``."""
+    """t, counted from 1, for ``write`` and ``search``; T + 1 for the last answer; the probe's step for ``recall``."""
     prompt_ids: tuple[int, ...]
     """The rendered prompt."""
     completion_ids: tuple[int, ...]
@@ -219,14 +219,14 @@ class Trajectory:
     index: int
     """Which of the group's G1 trajectories this is."""
     turns: tuple[Turn, ...]
-    """T ``write`` turns, then the ``answer`` turn where one was asked for."""
+    """T turns that write a memory (``write``, or ``search``), then the ``answer`` turn where one was asked for."""
     memories: tuple[str, ...]
     """m[0..T]; m[0] is the fixed "no memory yet" text."""
     answer: str = ""
     """Text of the last answer turn, box and all; empty where none was asked for."""
 
     def __post_init__(self) -> None:
-        writes = sum(turn.kind == "write" for turn in self.turns)
+        writes = sum(turn.kind in ("write", "search") for turn in self.turns)
         if len(self.memories) != writes + 1:
             raise ValueError(f"{writes} memory writes need {writes + 1} memories, not {len(self.memories)}")
 

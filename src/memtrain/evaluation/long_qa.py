@@ -8,20 +8,23 @@ MemTrain (arXiv 2606.03197) report the reader by length; their tables have no co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from memtrain.corpus.counting import CountTokens
 from memtrain.corpus.neighbours import words
 from memtrain.engines.base import Engine
+from memtrain.errors import UserError
 from memtrain.evaluation.qa_metrics import METRICS, scores
 from memtrain.evaluation.statistics import Estimate, clustered
 from memtrain.memory.prompts import NO_MEMORY, Prompts
 from memtrain.memory.reader import answer, read, split_chunks
-from memtrain.qa.haystack import Haystack
+from memtrain.qa.haystack import Haystack, HaystackMaker
+from memtrain.qa.questions import Question
+from memtrain.qa.split import draw
 from memtrain.recipe import Recipe
-from memtrain.types import SamplingParams
+from memtrain.types import SamplingParams, Trajectory
 
 READER, CLOSED, FULL, BM25 = "reader", "closed book", "full context", "bm25"
 KINDS = (READER, BM25, FULL, CLOSED)
@@ -38,6 +41,29 @@ class Asked:
     haystack: Haystack
 
 
+def draw_texts(
+    questions: Sequence[Question], maker: HaystackMaker, lengths: Sequence[int], number: int, seed: int, tick: Tick
+) -> tuple[list[Asked], int]:
+    """Up to ``number`` questions, each at every length, and how many were left out because their gold paragraphs are
+    longer than the shortest length: every length asks the same questions. ``tick`` after every text.
+
+    Raises :class:`UserError` where none fits, or the pool cannot fill a length.
+    """
+    shortest = min(lengths)
+    fitting = [question for question in questions if maker.fits(question, shortest)]
+    if not fitting:
+        raise UserError(
+            f"the gold paragraphs of all {len(questions)} questions are longer than {shortest} tokens, the shortest "
+            "length asked for; ask for longer texts"
+        )
+    asked = []
+    for question in draw(fitting, number, seed):
+        for length in sorted(lengths):
+            asked.append(Asked(length, maker.make(question, length, seed)))
+            tick()
+    return asked, len(questions) - len(fitting)
+
+
 async def evaluate(
     engine: Engine, asked: Sequence[Asked], recipe: Recipe, count_tokens: CountTokens, tick: Tick = lambda: None
 ) -> list[dict[str, Any]]:
@@ -45,10 +71,10 @@ async def evaluate(
 
     Everything runs at once: batching is the engine's business. Sampling as ``recipe.eval`` says.
     """
-    run = _Run(engine, recipe, count_tokens)
-    first = {one.haystack.question.id: one for one in asked}
+    asker = Asker(engine, recipe, count_tokens)
+    first = {one.haystack.question.id: one.haystack for one in asked}
     parts = await asyncio.gather(
-        *(run.closed_book(one.haystack) for one in first.values()), *(run.haystack(one, tick) for one in asked)
+        *(_closed_book(asker, haystack) for haystack in first.values()), *(_haystack(asker, one, tick) for one in asked)
     )
     return [record for part in parts for record in part]
 
@@ -65,8 +91,8 @@ def summary(records: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
     return found
 
 
-class _Run:
-    """What all coroutines of one evaluation share."""
+class Asker:
+    """One model with its prompts and limits: what reads, answers and retrieves in every evaluation of long texts."""
 
     def __init__(self, engine: Engine, recipe: Recipe, count_tokens: CountTokens) -> None:
         self.engine, self.count_tokens = engine, count_tokens
@@ -78,46 +104,30 @@ class _Run:
     def _params(self, recipe: Recipe, max_tokens: int) -> SamplingParams:
         return SamplingParams(max_tokens, temperature=recipe.eval.temperature, stop=self.prompts.stop)
 
-    async def closed_book(self, haystack: Haystack) -> list[dict[str, Any]]:
-        prompt = self.prompts.answer(haystack.question.text, NO_MEMORY)
-        return [self._record(CLOSED, NO_LENGTH, haystack, await self._ask(prompt))]
+    async def read(self, question: str, text: str, document_id: str) -> Trajectory:
+        """The whole text in chunks, with this question in mind; a chunk a memory."""
+        chunks = split_chunks(text, self.engine.tokenizer, self.memory)
+        return await read(self.engine, self.prompts, question, chunks, self.write, document_id=document_id, index=0)
 
-    async def haystack(self, asked: Asked, tick: Tick) -> list[dict[str, Any]]:
-        """The reader and the controls that see the text."""
-        haystack = asked.haystack
-        texts = {BM25: self._best_paragraphs(haystack), FULL: haystack.text}
-        prompts = {kind: self.prompts.full_context(haystack.question.text, text) for kind, text in texts.items()}
-        room = self.engine.context_tokens - self.reply.max_tokens
-        controls = {kind: prompt for kind, prompt in prompts.items() if len(prompt) <= room}
-        found, *replies = await asyncio.gather(self._read(asked), *(self._ask(prompt) for prompt in controls.values()))
-        tick()
-        return [
-            found,
-            *(self._record(kind, asked.length, haystack, reply) for kind, reply in zip(controls, replies, strict=True)),
-        ]
-
-    async def _read(self, asked: Asked) -> dict[str, Any]:
-        question = asked.haystack.question
-        chunks = split_chunks(asked.haystack.text, self.engine.tokenizer, self.memory)
-        trajectory = await read(
-            self.engine, self.prompts, question.text, chunks, self.write, document_id=question.id, index=0
-        )
-        turn = await answer(self.engine, self.prompts, question.text, trajectory, self.reply)
-        told = {"memory": trajectory.memories[-1], "chunks": len(chunks)}
-        return self._record(READER, asked.length, asked.haystack, turn.text) | told
-
-    async def _ask(self, prompt: list[int]) -> str:
+    async def ask(self, prompt: list[int]) -> str:
+        """One reply as text."""
         [completion] = await self.engine.sample(prompt, self.reply)
         return self.prompts.text_of(completion.token_ids)
 
-    def _best_paragraphs(self, haystack: Haystack) -> str:
-        """Paragraphs by BM25 against the question, best first, as many as fit a chunk; at least one."""
+    async def ask_those_that_fit(self, prompts: Mapping[str, list[int]]) -> dict[str, str]:
+        """Replies under the prompts' names; what leaves no room for a reply in the model's window is left out."""
+        room = self.engine.context_tokens - self.reply.max_tokens
+        fitting = {name: prompt for name, prompt in prompts.items() if len(prompt) <= room}
+        replies = await asyncio.gather(*map(self.ask, fitting.values()))
+        return dict(zip(fitting, replies, strict=True))
+
+    def best_paragraphs(self, paragraphs: Sequence[str], query: str) -> str:
+        """Paragraphs by BM25 against the query, best first, as many as fit a chunk; at least one."""
         import bm25s
 
         index = bm25s.BM25(backend="numpy")
-        paragraphs = haystack.paragraphs
         index.index([words(paragraph) or ["-"] for paragraph in paragraphs], show_progress=False)
-        ranks = index.get_scores(words(haystack.question.text) or ["-"])
+        ranks = index.get_scores(words(query) or ["-"])
         order = sorted(range(len(paragraphs)), key=lambda i: (-ranks[i], i))
         chosen, room = list[str](), self.memory.chunk_tokens
         for i in order:
@@ -128,14 +138,38 @@ class _Run:
             room -= length
         return "\n\n".join(chosen)
 
-    def _record(self, kind: str, length: int, haystack: Haystack, reply: str) -> dict[str, Any]:
-        question = haystack.question
-        return {
-            "kind": kind,
-            "length": length,
-            "document": question.id,
-            "question": question.text,
-            "gold": list(question.answers),
-            "answer": reply,
-            **scores(reply, question.answers),
-        }
+
+async def _closed_book(asker: Asker, haystack: Haystack) -> list[dict[str, Any]]:
+    reply = await asker.ask(asker.prompts.answer(haystack.question.text, NO_MEMORY))
+    return [_record(CLOSED, NO_LENGTH, haystack, reply)]
+
+
+async def _haystack(asker: Asker, asked: Asked, tick: Tick) -> list[dict[str, Any]]:
+    """The reader and the controls that see the text."""
+    haystack, question = asked.haystack, asked.haystack.question
+    texts = {BM25: asker.best_paragraphs(haystack.paragraphs, question.text), FULL: haystack.text}
+    controls = {kind: asker.prompts.full_context(question.text, text) for kind, text in texts.items()}
+    found, replies = await asyncio.gather(_read(asker, asked), asker.ask_those_that_fit(controls))
+    tick()
+    return [found, *(_record(kind, asked.length, haystack, reply) for kind, reply in replies.items())]
+
+
+async def _read(asker: Asker, asked: Asked) -> dict[str, Any]:
+    question = asked.haystack.question
+    trajectory = await asker.read(question.text, asked.haystack.text, question.id)
+    turn = await answer(asker.engine, asker.prompts, question.text, trajectory, asker.reply)
+    told = {"memory": trajectory.memories[-1], "chunks": len(trajectory.memories) - 1}
+    return _record(READER, asked.length, asked.haystack, turn.text) | told
+
+
+def _record(kind: str, length: int, haystack: Haystack, reply: str) -> dict[str, Any]:
+    question = haystack.question
+    return {
+        "kind": kind,
+        "length": length,
+        "document": question.id,
+        "question": question.text,
+        "gold": list(question.answers),
+        "answer": reply,
+        **scores(reply, question.answers),
+    }

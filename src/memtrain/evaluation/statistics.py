@@ -85,3 +85,23 @@ def paired_difference(
     first, second = by_document(before, metric), by_document(after, metric)
     shared = [document for document in first if document in second]
     return estimate([second[document] - first[document] for document in shared], resamples, seed)
+
+
+def sign_flip_p(
+    before: Iterable[Record], after: Iterable[Record], metric: str, seed: int = 0, rounds: int = 10_000
+) -> float | None:
+    """Two-sided p of "no difference" by a paired permutation test: the signs of the documents' differences are drawn
+    anew ``rounds`` times (Fisher's randomisation test; Good, *Permutation Tests*, 2000). None below two shared
+    documents. Never 0: the observed signs count as one of the draws.
+    """
+    first, second = by_document(before, metric), by_document(after, metric)
+    gaps = np.array([second[document] - first[document] for document in first if document in second])
+    if gaps.size < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK_CELLS // gaps.size)
+    observed, hits = abs(float(gaps.mean())), 0
+    for start in range(0, rounds, block):
+        signs = rng.choice(np.array([-1.0, 1.0]), size=(min(block, rounds - start), gaps.size))
+        hits += int((np.abs((signs * gaps).mean(axis=1)) >= observed - 1e-12).sum())
+    return (hits + 1) / (rounds + 1)

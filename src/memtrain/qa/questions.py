@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from memtrain.errors import UserError
+from memtrain.qa import hub
 from memtrain.types import Passage
 
 Record = Mapping[str, Any]
@@ -56,8 +57,9 @@ class QuestionSet:
 
 
 def read_questions(path: Path) -> QuestionSet:
-    """All questions of a file. Records without question or answer are counted and left out.
+    """All questions of a file, or of ``hf:dataset[:config[:split]]``.
 
+    Records without question or answer are counted and left out.
     Raises :class:`UserError` where the file cannot be read or no question is left.
     """
     found = QuestionSet()
@@ -93,6 +95,9 @@ def read_passages(path: Path) -> list[Passage]:
 
 
 def _records(path: Path) -> Iterator[Record]:
+    if str(path).startswith(hub.PREFIX):
+        yield from hub.records(str(path))
+        return
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 

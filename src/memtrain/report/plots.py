@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from memtrain.report.summary import STAGES, read_summary
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#8C8C8C", "#000000"
 STAGE_LOOK = {"before": (GREY, "o"), "after_priming": (ORANGE, "s"), "after": (BLUE, "^")}
+LINES = (BLUE, ORANGE, GREEN, BLACK, GREY)
 DPI = 150
 SMOOTHING = 0.1
 """Share of the curve's points in the moving mean that is drawn over the raw points."""
@@ -94,7 +96,7 @@ def learning_curves(metrics: Path, out: Path) -> Path | None:
     panels = [(title, unit, points) for key, title, unit in CURVES if (points := _series(rows, key))]
     if not panels:
         return None
-    figure, axes = _grid(len(panels))
+    figure, axes = grid(len(panels))
     figure.suptitle("Learning curves (points: steps; line: moving mean)")
     for panel, (title, unit, points) in zip(axes, panels, strict=True):
         for stage, colour, mark in (("priming", ORANGE, "s"), ("", BLUE, "o")):
@@ -109,7 +111,7 @@ def learning_curves(metrics: Path, out: Path) -> Path | None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len({name == "priming" for name, _, _ in points}) > 1:
             panel.legend(fontsize=7)
-    return _save(figure, out)
+    return save(figure, out)
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
@@ -125,7 +127,7 @@ def comparison(summary: Mapping[str, Any], out: Path) -> Path | None:
     names = [name for name in COMPARED if any(_has(summary[stage], name) for stage in stages)]
     if not names:
         return None
-    figure, axes = _grid(len(names))
+    figure, axes = grid(len(names))
     figure.suptitle("Held-out documents, mean and 95% bootstrap interval over documents")
     for panel, name in zip(axes, names, strict=True):
         counts = set()
@@ -146,7 +148,7 @@ def comparison(summary: Mapping[str, Any], out: Path) -> Path | None:
         panel.set_title(f"{METRICS[name].title}\nn = {_counts(counts)} documents", fontsize=8)
         panel.set_ylabel(METRICS[name].unit, fontsize=8)
         panel.set_xticks(range(len(stages)), [stage.replace("_", "\n") for stage in stages], fontsize=8)
-    return _save(figure, out)
+    return save(figure, out)
 
 
 def recall_by_distance(summary: Mapping[str, Any], out: Path) -> Path | None:
@@ -185,7 +187,7 @@ def recall_by_distance(summary: Mapping[str, Any], out: Path) -> Path | None:
     panel.set_ylabel("nats")
     panel.set_title("Recall: likelihood gain by the memory, 95% intervals", fontsize=10)
     panel.legend(fontsize=8)
-    return _save(figure, out)
+    return save(figure, out)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, float, float]]:
@@ -208,8 +210,8 @@ def by_length(found: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str,
     lengths = sorted({length for values in found.values() for length in values if length})
     if not lengths:
         return None
-    figure, [panel] = _grid(1)
-    for (kind, values), colour in zip(found.items(), (BLUE, ORANGE, GREEN, BLACK), strict=False):
+    figure, [panel] = grid(1)
+    for (kind, values), colour in zip(found.items(), cycle(LINES), strict=False):
         seen = [length for length in sorted(values) if values[length][metric]["mean"] is not None]
         estimates = [values[length][metric] for length in seen]
         if not seen:
@@ -229,7 +231,7 @@ def by_length(found: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str,
     panel.set_ylabel(metric, fontsize=8)
     panel.set_title(title, fontsize=9)
     panel.legend(fontsize=7)
-    return _save(figure, out)
+    return save(figure, out)
 
 
 def _has(values: Mapping[str, Any], name: str) -> bool:
@@ -250,7 +252,7 @@ def _counts(counts: set[int]) -> str:
     return "/".join(map(str, sorted(counts)))
 
 
-def _grid(n: int) -> tuple[Figure, list[Axes]]:
+def grid(n: int) -> tuple[Figure, list[Axes]]:
     columns = min(n, 3)
     lines = -(-n // columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * lines + 0.5), dpi=DPI, layout="constrained")
@@ -261,6 +263,6 @@ def _grid(n: int) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[:n])
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def save(figure: Figure, out: Path) -> Path:
     figure.savefig(out, format="png")
     return out

@@ -14,7 +14,14 @@ from memtrain.settings.base import RewardKind, Section
 from memtrain.settings.training import TrainSettings
 
 Ablation = Literal[
-    "end-to-end", "decoupled", "exact-reward", "likelihood-reward", "unpaired-probes", "memory-first", "no-priming"
+    "end-to-end",
+    "decoupled",
+    "exact-reward",
+    "likelihood-reward",
+    "unpaired-probes",
+    "memory-first",
+    "no-priming",
+    "priming-only",
 ]
 
 

@@ -1,0 +1,94 @@
+"""From answers to the numbers of the table: pure functions, every interval and test over questions.
+
+A question's score is its mean over seeds (and lengths, for the average), so intervals say how much other questions
+would move the number; how much other seeds would is said by listing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memtrain.compare.rows import BASE, BOTH, DIFFERENCES, LONGER, MEMTRAIN, TASK, TITLES
+from memtrain.evaluation.long_qa import BM25, CLOSED, FULL, READER
+from memtrain.evaluation.qa_metrics import METRICS
+from memtrain.evaluation.statistics import Estimate, clustered, paired_difference, sign_flip_p
+
+Answers = dict[str, dict[int, list[dict[str, Any]]]]
+"""Row -> seed -> records of ``evaluation.long_qa``."""
+PRIMARY = "exact"
+"""What the difference is judged by: the published verifier's exact match."""
+AVERAGE = 0
+"""Length under which the mean over lengths stands."""
+MAIN = (BASE, MEMTRAIN, TASK, BOTH, LONGER)
+
+
+def numbers(answers: Answers, resamples: int, seed: int) -> dict[str, Any]:
+    """Everything that the report shows, as plain data: ``rows``, ``differences``, ``controls``, ``ablations``."""
+    main = [row for row in MAIN if row in answers]
+    others = [row for row in answers if row not in MAIN]
+    pairs = [(first, second) for first, second in DIFFERENCES if first in answers and second in answers]
+    ablated = [(row, BOTH if row.endswith("-task") else MEMTRAIN) for row in others]
+    return {
+        "primary": PRIMARY,
+        "rows": {row: row_numbers(answers[row], resamples, seed) for row in main},
+        "ablations": {row: row_numbers(answers[row], resamples, seed) for row in others},
+        "differences": [difference(answers, *pair, resamples, seed) for pair in pairs],
+        "ablation_differences": [difference(answers, *pair, resamples, seed) for pair in ablated],
+        "controls": {row: controls(answers[row], resamples, seed) for row in main},
+    }
+
+
+def row_numbers(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int, seed: int) -> dict[int, Any]:
+    """``{length: {metric: estimate}}`` of the reader; :data:`AVERAGE` is the mean over lengths."""
+    records = of_kind(by_seed, READER)
+    lengths = sorted({record["length"] for record in records})
+    found: dict[int, dict[str, Estimate]] = {}
+    for length in (AVERAGE, *lengths):
+        chosen = [record for record in records if length in (AVERAGE, record["length"])]
+        found[length] = {name: clustered(chosen, name, resamples, seed) for name in (*METRICS, "answered")}
+    return found
+
+
+def controls(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int, seed: int) -> dict[str, Any]:
+    """``{control: {metric: estimate}}`` over all lengths at which the control could be asked."""
+    return {
+        kind: {name: clustered(records, name, resamples, seed) for name in METRICS}
+        for kind in (CLOSED, FULL, BM25)
+        if (records := of_kind(by_seed, kind))
+    }
+
+
+def difference(answers: Answers, row: str, against: str, resamples: int, seed: int) -> dict[str, Any]:
+    """``row`` minus ``against`` on the average over lengths, paired by question: estimate by metric, p of the primary
+    one (paired sign-flip test), and the difference of each seed that both rows have."""
+    first, second = of_kind(answers[row], READER), of_kind(answers[against], READER)
+    shared = sorted(set(answers[row]) & set(answers[against]))
+    return {
+        "row": row,
+        "against": against,
+        "metrics": {name: paired_difference(second, first, name, resamples, seed) for name in METRICS},
+        "p": sign_flip_p(second, first, PRIMARY, seed),
+        "by_seed": {
+            str(number): paired_difference(
+                of_kind({number: answers[against][number]}, READER),
+                of_kind({number: answers[row][number]}, READER),
+                PRIMARY,
+                resamples,
+                seed,
+            )["mean"]
+            for number in shared
+        },
+    }
+
+
+def of_kind(by_seed: Mapping[int, Sequence[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
+    """Records of one kind of answer, of all seeds."""
+    return [record for records in by_seed.values() for record in records if record["kind"] == kind]
+
+
+def title(row: str) -> str:
+    """The row's name in the report; of an ablation: what was changed."""
+    if row in TITLES:
+        return TITLES[row]
+    return f"{row.removesuffix('-task')} + task RL" if row.endswith("-task") else row

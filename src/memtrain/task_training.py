@@ -1,0 +1,132 @@
+"""``memtrain task``: GRPO on questions, from any model: what MemTrain is the stage before.
+
+Long-text QA trains the reader on texts around gold paragraphs (MemAgent, arXiv 2507.02259), search QA the searcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from memtrain.errors import UserError
+from memtrain.evaluation.long_qa import Asked, draw_texts
+from memtrain.long_qa import token_counter
+from memtrain.pipeline import load_engine
+from memtrain.qa.haystack import HaystackMaker
+from memtrain.qa.split import QuestionSplit, load_split
+from memtrain.recipe import Recipe
+from memtrain.report.console import Screen
+from memtrain.report.plots import learning_curves
+from memtrain.report.summary import machine, versions
+from memtrain.report.trackers import Tracker
+from memtrain.rl.checkpoint import PartialFolder, RunFolder, write_atomically
+from memtrain.rl.trainer import Trainer
+from memtrain.settings import PrimingSettings, QaSettings, TaskSettings
+from memtrain.tasks.long_qa import QuestionDocuments
+
+
+def task_recipe(recipe: Recipe) -> Recipe:
+    """The recipe as the trainer sees the task stage: ``qa.train`` and ``qa.reward`` in the places of MemTrain's."""
+    return recipe.model_copy(
+        update={
+            "train": recipe.qa.train,
+            # Said once: where a run stands may not depend on how many steps it was to have.
+            "qa": recipe.qa.model_copy(update={"train": QaSettings().train}),
+            "tasks": TaskSettings(mode="end-to-end", reconstruction_reward=recipe.qa.reward),
+            "priming": PrimingSettings(),
+        }
+    )
+
+
+def run(recipe: Recipe, out: Path, resume: bool) -> Path:
+    """Train ``recipe.model`` on the questions of ``[qa]``; returns the folder of the model.
+
+    Writes metrics.jsonl, samples, checkpoints, curves.png, summary.json and ``model/`` to ``out``; goes on where an
+    earlier run stopped, if ``resume``. Raises :class:`UserError` for a folder of another run.
+    """
+    recipe = task_recipe(recipe)
+    folder = RunFolder(out)
+    with folder.locked():
+        folder.check(recipe, resume)
+        with Screen(f"memtrain task {recipe.name} → {out}") as screen:
+            engine = load_engine(recipe, screen, training=True)
+            screen.stage("questions", 0)
+            split = load_split(recipe.qa)
+            documents = training_texts(recipe, split, token_counter(engine.tokenizer))
+            for reason, count in split.left_out.items():
+                if count:
+                    screen.note(f"{recipe.qa.questions}: {count} left out: {reason}")
+            folder.claim(recipe)
+            asyncio.run(_train(recipe, folder, engine, documents, screen))
+    Console().print(Text(f"model: {out / 'model'}   numbers: {out / 'summary.json'}   curves: {out / 'curves.png'}"))
+    return out / "model"
+
+
+def training_texts(recipe: Recipe, split: QuestionSplit, count: Any) -> QuestionDocuments:
+    """The task stage's documents, made when they are read. Raises :class:`UserError` where none can be made."""
+    tokens = recipe.qa.train_tokens
+    maker = HaystackMaker(split.train_pool, count)
+    usable = [question for question in split.train if maker.fits(question, tokens)]
+    if not usable:
+        raise UserError(
+            f"the gold paragraphs of all {len(split.train)} training questions are longer than {tokens} tokens; raise "
+            "qa.train_tokens"
+        )
+    split.left_out[f"gold paragraphs longer than qa.train_tokens ({tokens})"] += len(split.train) - len(usable)
+    documents = QuestionDocuments(usable, maker, tokens, recipe.seed)
+    _ = documents[0]  # shows at once what would stop the run later: a pool that is too small
+    return documents
+
+
+def evaluation_texts(recipe: Recipe, split: QuestionSplit, count: Any, screen: Screen) -> list[Asked]:
+    """``qa.number`` questions, each at every length. They depend on the data alone, not on the recipe's seed, so that
+    rows of a comparison answer the same ones."""
+    settings = recipe.qa
+    lengths = sorted(settings.lengths)
+    screen.stage("texts", min(settings.number, len(split.evaluation)) * len(lengths))
+    maker = HaystackMaker(split.evaluation_pool, count)
+    asked, too_long = draw_texts(split.evaluation, maker, lengths, settings.number, 0, screen.advance)
+    if too_long:
+        screen.note(f"{too_long} evaluation questions left out: gold paragraphs longer than {lengths[0]} tokens")
+    return asked
+
+
+async def _train(recipe: Recipe, folder: RunFolder, engine: Any, documents: QuestionDocuments, screen: Screen) -> None:
+    position = folder.latest()
+    folder.cut_metrics(position)
+    if position is not None:
+        screen.note(f"resuming after step {position.step}")
+        await engine.load(folder.place(position))
+    tracker = Tracker(recipe.log.tracker, recipe.log.project, recipe.name, recipe.model_dump(), folder.path)
+    trainer = Trainer(
+        engine,
+        recipe,
+        documents,
+        folder,
+        screen,
+        lambda stage, step, metrics: tracker.log(step, {f"task/{name}": value for name, value in metrics.items()}),
+    )
+    await trainer.train(position.step if position else 0)
+    screen.stage("writing the model", 0)
+    async with PartialFolder(folder.path / "model") as part:
+        await engine.export(part)
+    rows = [json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()]
+    summary = {
+        "recipe": recipe.name,
+        "fingerprint": recipe.fingerprint(),
+        "seed": recipe.seed,
+        "model": recipe.model.name,
+        "steps": len(rows),
+        "seconds": {"grpo": round(sum(row["seconds"] for row in rows), 1)},
+        "questions": len(documents),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
+    learning_curves(folder.metrics_file, folder.path / "curves.png")
+    tracker.close()
