@@ -69,7 +69,7 @@ def test_what_changes_nothing_is_not_run() -> None:
 
 
 def record(document: str, length: int, score: float, kind: str = "reader") -> dict[str, Any]:
-    values = dict.fromkeys(("exact", "em", "f1", "contains", "answered"), score)
+    values = dict.fromkeys(("exact", "em", "f1", "contains", "answered", "gain"), score)
     return {"kind": kind, "document": document, "length": length, **values}
 
 
@@ -163,8 +163,10 @@ def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.Monkey
 
 
 def test_other_settings_are_refused(finished: Path) -> None:
-    with pytest.raises(UserError, match="compare"):
-        compare_run.compare(recipe(finished, compare={"seeds": [1, 2, 3]}), finished / "out")
+    with pytest.raises(UserError, match=r"train\.steps = 2, now it is 3"):
+        compare_run.compare(recipe(finished, train={"steps": 3}), finished / "out")
+    with pytest.raises(UserError, match=r"memory\.memory_tokens"):
+        compare_run.compare(recipe(finished, memory={"memory_tokens": 9}), finished / "out")
 
 
 def test_a_killed_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +207,7 @@ def test_mini_batches_update_more_than_once(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"questions": ""}, "qa.questions"),
-        ({"train_tokens": 20}, "qa.train_tokens"),
+        ({"train_tokens": 20}, "qa.train_tokens to"),
         ({"train_tokens": 100_000}, "more distractors"),
         ({"held_out": 0.9999}, "qa.held_out"),
     ],

@@ -71,11 +71,11 @@ def training_texts(recipe: Recipe, split: QuestionSplit, count: Any) -> Question
     """The task stage's documents, made when they are read. Raises :class:`UserError` where none can be made."""
     tokens = recipe.qa.train_tokens
     maker = HaystackMaker(split.train_pool, count)
-    usable = [question for question in split.train if maker.fits(question, tokens)]
+    usable = [question for question in split.train if maker.needs(question) <= tokens]
     if not usable:
         raise UserError(
             f"the gold paragraphs of all {len(split.train)} training questions are longer than {tokens} tokens; raise "
-            "qa.train_tokens"
+            f"qa.train_tokens to {min(map(maker.needs, split.train))} or more"
         )
     split.left_out[f"gold paragraphs longer than qa.train_tokens ({tokens})"] += len(split.train) - len(usable)
     documents = QuestionDocuments(usable, maker, tokens, recipe.seed)

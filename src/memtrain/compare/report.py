@@ -14,7 +14,7 @@ from memtrain.compare.rows import MEMTRAIN, variants
 from memtrain.compare.table import AVERAGE, PRIMARY, Answers, numbers, of_kind, title
 from memtrain.compare.training import WATCHED, runs_of, training_table
 from memtrain.evaluation.long_qa import READER
-from memtrain.evaluation.qa_metrics import METRICS
+from memtrain.evaluation.qa_metrics import GAIN, METRICS
 from memtrain.evaluation.statistics import Estimate
 from memtrain.recipe import Recipe
 from memtrain.report.compare_plots import training_curves
@@ -22,7 +22,13 @@ from memtrain.report.console import print_grid
 from memtrain.report.plots import by_length, read_metrics
 from memtrain.report.summary import cell, machine, versions, write_whole
 
-NAMES = {"exact": "exact match", "em": "SQuAD exact match", "f1": "F1", "contains": "contains the answer"}
+NAMES = {
+    "exact": "exact match",
+    "em": "SQuAD exact match",
+    "f1": "F1",
+    "contains": "contains the answer",
+    GAIN: "likelihood gain (nats)",
+}
 SAMPLES = 4
 """Questions whose last memories are shown, of each row."""
 MEMORY_CHARS = 400
@@ -79,7 +85,8 @@ def markdown(data: dict[str, Any], answers: Answers) -> str:
         _table(metric_grid(data["rows"])),
         "## Differences, paired by question, average over lengths",
         _table(difference_grid(data["differences"])),
-        "p: two-sided sign-flip test of exact match over questions.",
+        "p: two-sided sign-flip test of exact match over questions. Likelihood gain: how much likelier the first "
+        "accepted answer is with the memory than with the question alone; it moves before exact match does.",
         "## Controls: the same models without the memory loop",
         _table(control_grid(data)),
     ]
@@ -113,18 +120,18 @@ def main_grid(data: dict[str, Any]) -> Grid:
 
 def metric_grid(rows: dict[str, Any]) -> Grid:
     """Rows by metrics, average over lengths."""
-    names = (*METRICS, "answered")
+    names = (*METRICS, "answered", GAIN)
     body = [[title(row), *(cell(found[AVERAGE][name]) for name in names)] for row, found in rows.items()]
     return [["", *(NAMES.get(name, name) for name in names)], *body]
 
 
 def difference_grid(differences: Sequence[dict[str, Any]]) -> Grid:
     """What was tested, every metric, p, and each seed."""
-    head = ["difference", *(NAMES[name] for name in METRICS), "p", "n", "by seed"]
+    head = ["difference", *(NAMES[name] for name in (*METRICS, GAIN)), "p", "n", "by seed"]
     return [head] + [
         [
             f"{title(found['row'])} minus {title(found['against'])}",
-            *(_signed(found["metrics"][name]) for name in METRICS),
+            *(_signed(found["metrics"][name]) for name in (*METRICS, GAIN)),
             "-" if found["p"] is None else f"{found['p']:.3f}",
             str(found["metrics"][PRIMARY]["n"]),
             ", ".join(f"{value:+.2f}" for value in found["by_seed"].values() if value is not None) or "-",

@@ -11,7 +11,7 @@ from typing import Any
 
 from memtrain.compare.rows import BASE, BOTH, DIFFERENCES, LONGER, MEMTRAIN, TASK, TITLES
 from memtrain.evaluation.long_qa import BM25, CLOSED, FULL, READER
-from memtrain.evaluation.qa_metrics import METRICS
+from memtrain.evaluation.qa_metrics import GAIN, METRICS
 from memtrain.evaluation.statistics import Estimate, clustered, paired_difference, sign_flip_p
 
 Answers = dict[str, dict[int, list[dict[str, Any]]]]
@@ -46,14 +46,14 @@ def row_numbers(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int,
     found: dict[int, dict[str, Estimate]] = {}
     for length in (AVERAGE, *lengths):
         chosen = [record for record in records if length in (AVERAGE, record["length"])]
-        found[length] = {name: clustered(chosen, name, resamples, seed) for name in (*METRICS, "answered")}
+        found[length] = {name: clustered(chosen, name, resamples, seed) for name in (*METRICS, "answered", GAIN)}
     return found
 
 
 def controls(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int, seed: int) -> dict[str, Any]:
     """``{control: {metric: estimate}}`` over all lengths at which the control could be asked."""
     return {
-        kind: {name: clustered(records, name, resamples, seed) for name in METRICS}
+        kind: {name: clustered(records, name, resamples, seed) for name in (*METRICS, GAIN)}
         for kind in (CLOSED, FULL, BM25)
         if (records := of_kind(by_seed, kind))
     }
@@ -67,7 +67,7 @@ def difference(answers: Answers, row: str, against: str, resamples: int, seed: i
     return {
         "row": row,
         "against": against,
-        "metrics": {name: paired_difference(second, first, name, resamples, seed) for name in METRICS},
+        "metrics": {name: paired_difference(second, first, name, resamples, seed) for name in (*METRICS, GAIN)},
         "p": sign_flip_p(second, first, PRIMARY, seed),
         "by_seed": {
             str(number): paired_difference(

@@ -16,7 +16,7 @@ from memtrain.corpus.counting import CountTokens
 from memtrain.corpus.neighbours import words
 from memtrain.engines.base import Engine
 from memtrain.errors import UserError
-from memtrain.evaluation.qa_metrics import METRICS, scores
+from memtrain.evaluation.qa_metrics import GAIN, METRICS, scores
 from memtrain.evaluation.statistics import Estimate, clustered
 from memtrain.memory.prompts import NO_MEMORY, Prompts
 from memtrain.memory.reader import answer, read, split_chunks
@@ -24,6 +24,7 @@ from memtrain.qa.haystack import Haystack, HaystackMaker
 from memtrain.qa.questions import Question
 from memtrain.qa.split import draw
 from memtrain.recipe import Recipe
+from memtrain.tasks.likelihood import answer_logprobs
 from memtrain.types import SamplingParams, Trajectory
 
 READER, CLOSED, FULL, BM25 = "reader", "closed book", "full context", "bm25"
@@ -50,11 +51,11 @@ def draw_texts(
     Raises :class:`UserError` where none fits, or the pool cannot fill a length.
     """
     shortest = min(lengths)
-    fitting = [question for question in questions if maker.fits(question, shortest)]
+    fitting = [question for question in questions if maker.needs(question) <= shortest]
     if not fitting:
         raise UserError(
             f"the gold paragraphs of all {len(questions)} questions are longer than {shortest} tokens, the shortest "
-            "length asked for; ask for longer texts"
+            f"length asked for; set lengths of at least {min(map(maker.needs, questions))}"
         )
     asked = []
     for question in draw(fitting, number, seed):
@@ -73,10 +74,11 @@ async def evaluate(
     """
     asker = Asker(engine, recipe, count_tokens)
     first = {one.haystack.question.id: one.haystack for one in asked}
-    parts = await asyncio.gather(
-        *(_closed_book(asker, haystack) for haystack in first.values()), *(_haystack(asker, one, tick) for one in asked)
-    )
-    return [record for part in parts for record in part]
+    closed = await asyncio.gather(*(_closed_book(asker, haystack) for haystack in first.values()))
+    known = {record["document"]: record["logprob"] for record in closed}
+    parts = await asyncio.gather(*(_haystack(asker, one, tick) for one in asked))
+    found = [record for part in parts for record in part]
+    return [*closed, *(record | {GAIN: record["logprob"] - known[record["document"]]} for record in found)]
 
 
 def summary(records: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, dict[int, dict[str, Estimate]]]:
@@ -86,7 +88,7 @@ def summary(records: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
         for length in sorted({record["length"] for record in records if record["kind"] == kind}):
             rows = [record for record in records if (record["kind"], record["length"]) == (kind, length)]
             found.setdefault(kind, {})[length] = {
-                metric: clustered(rows, metric, resamples, seed) for metric in (*METRICS, "answered")
+                metric: clustered(rows, metric, resamples, seed) for metric in (*METRICS, "answered", GAIN)
             }
     return found
 
@@ -104,15 +106,23 @@ class Asker:
     def _params(self, recipe: Recipe, max_tokens: int) -> SamplingParams:
         return SamplingParams(max_tokens, temperature=recipe.eval.temperature, stop=self.prompts.stop)
 
-    async def read(self, question: str, text: str, document_id: str) -> Trajectory:
-        """The whole text in chunks, with this question in mind; a chunk a memory."""
-        chunks = split_chunks(text, self.engine.tokenizer, self.memory)
+    def chunks(self, text: str) -> list[str]:
+        """The whole text, however long, in chunks as the recipe cuts them."""
+        return split_chunks(text, self.engine.tokenizer, self.memory)
+
+    async def read(self, question: str, chunks: Sequence[str], document_id: str) -> Trajectory:
+        """All chunks in order, with this question in mind."""
         return await read(self.engine, self.prompts, question, chunks, self.write, document_id=document_id, index=0)
 
     async def ask(self, prompt: list[int]) -> str:
         """One reply as text."""
         [completion] = await self.engine.sample(prompt, self.reply)
         return self.prompts.text_of(completion.token_ids)
+
+    async def logprob(self, prompt: list[int], golds: Sequence[str]) -> float:
+        """Log-likelihood of the first accepted answer after a prompt, in nats."""
+        logprob, _ = await answer_logprobs(self.engine, prompt, self.prompts.target(golds[0]))
+        return logprob
 
     async def ask_those_that_fit(self, prompts: Mapping[str, list[int]]) -> dict[str, str]:
         """Replies under the prompts' names; what leaves no room for a reply in the model's window is left out."""
@@ -121,48 +131,59 @@ class Asker:
         replies = await asyncio.gather(*map(self.ask, fitting.values()))
         return dict(zip(fitting, replies, strict=True))
 
-    def best_paragraphs(self, paragraphs: Sequence[str], query: str) -> str:
-        """Paragraphs by BM25 against the query, best first, as many as fit a chunk; at least one."""
+    def retriever(self, paragraphs: Sequence[str]) -> Callable[[str], str]:
+        """Query -> paragraphs by BM25 against it, best first, as many as fit a chunk; at least one."""
         import bm25s
 
         index = bm25s.BM25(backend="numpy")
         index.index([words(paragraph) or ["-"] for paragraph in paragraphs], show_progress=False)
-        ranks = index.get_scores(words(query) or ["-"])
-        order = sorted(range(len(paragraphs)), key=lambda i: (-ranks[i], i))
-        chosen, room = list[str](), self.memory.chunk_tokens
-        for i in order:
-            (length,) = self.count_tokens([paragraphs[i]])
-            if chosen and length > room:
-                break
-            chosen.append(paragraphs[i])
-            room -= length
-        return "\n\n".join(chosen)
+
+        def best(query: str) -> str:
+            ranks = index.get_scores(words(query) or ["-"])
+            chosen, room = list[str](), self.memory.chunk_tokens
+            for i in sorted(range(len(paragraphs)), key=lambda i: (-ranks[i], i)):
+                (length,) = self.count_tokens([paragraphs[i]])
+                if chosen and length > room:
+                    break
+                chosen.append(paragraphs[i])
+                room -= length
+            return "\n\n".join(chosen)
+
+        return best
 
 
-async def _closed_book(asker: Asker, haystack: Haystack) -> list[dict[str, Any]]:
-    reply = await asker.ask(asker.prompts.answer(haystack.question.text, NO_MEMORY))
-    return [_record(CLOSED, NO_LENGTH, haystack, reply)]
+async def _closed_book(asker: Asker, haystack: Haystack) -> dict[str, Any]:
+    question = haystack.question
+    prompt = asker.prompts.answer(question.text, NO_MEMORY)
+    reply, logprob = await asyncio.gather(asker.ask(prompt), asker.logprob(prompt, question.answers))
+    return _record(CLOSED, NO_LENGTH, haystack, reply, logprob)
 
 
 async def _haystack(asker: Asker, asked: Asked, tick: Tick) -> list[dict[str, Any]]:
     """The reader and the controls that see the text."""
     haystack, question = asked.haystack, asked.haystack.question
-    texts = {BM25: asker.best_paragraphs(haystack.paragraphs, question.text), FULL: haystack.text}
+    texts = {BM25: asker.retriever(haystack.paragraphs)(question.text), FULL: haystack.text}
     controls = {kind: asker.prompts.full_context(question.text, text) for kind, text in texts.items()}
     found, replies = await asyncio.gather(_read(asker, asked), asker.ask_those_that_fit(controls))
+    logprobs = await asyncio.gather(*(asker.logprob(controls[kind], question.answers) for kind in replies))
     tick()
-    return [found, *(_record(kind, asked.length, haystack, reply) for kind, reply in replies.items())]
+    controlled = zip(replies.items(), logprobs, strict=True)
+    return [found, *(_record(kind, asked.length, haystack, reply, known) for (kind, reply), known in controlled)]
 
 
 async def _read(asker: Asker, asked: Asked) -> dict[str, Any]:
     question = asked.haystack.question
-    trajectory = await asker.read(question.text, asked.haystack.text, question.id)
-    turn = await answer(asker.engine, asker.prompts, question.text, trajectory, asker.reply)
-    told = {"memory": trajectory.memories[-1], "chunks": len(trajectory.memories) - 1}
-    return _record(READER, asked.length, asked.haystack, turn.text) | told
+    trajectory = await asker.read(question.text, asker.chunks(asked.haystack.text), question.id)
+    memory = trajectory.memories[-1]
+    turn, logprob = await asyncio.gather(
+        answer(asker.engine, asker.prompts, question.text, trajectory, asker.reply),
+        asker.logprob(asker.prompts.answer(question.text, memory), question.answers),
+    )
+    told = {"memory": memory, "chunks": len(trajectory.memories) - 1}
+    return _record(READER, asked.length, asked.haystack, turn.text, logprob) | told
 
 
-def _record(kind: str, length: int, haystack: Haystack, reply: str) -> dict[str, Any]:
+def _record(kind: str, length: int, haystack: Haystack, reply: str, logprob: float) -> dict[str, Any]:
     question = haystack.question
     return {
         "kind": kind,
@@ -171,5 +192,6 @@ def _record(kind: str, length: int, haystack: Haystack, reply: str) -> dict[str,
         "question": question.text,
         "gold": list(question.answers),
         "answer": reply,
+        "logprob": logprob,
         **scores(reply, question.answers),
     }

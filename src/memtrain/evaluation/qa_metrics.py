@@ -14,6 +14,10 @@ METRICS = ("exact", "em", "f1", "contains")
 """In the order of the report: the published verifier's exact match (white space and case aside), SQuAD's exact match
 and F1 (Rajpurkar et al. 2016), and one-way containment (RULER's ``string_match_part``, on words)."""
 
+GAIN = "gain"
+"""Nats by which what was seen makes the first accepted answer likelier than the question alone does (its box opened).
+Not a score of what was said: it moves long before a small model's exact match leaves zero."""
+
 
 def scores(reply: str, golds: Sequence[str]) -> dict[str, float]:
     """All metrics of one reply, best over the accepted spellings; ``answered`` says whether there was a box."""

@@ -57,9 +57,9 @@ class HaystackMaker:
     count_tokens: CountTokens
     _lengths: dict[str, int] = field(default_factory=dict)
 
-    def fits(self, question: Question, tokens: int) -> bool:
-        """Whether the gold paragraphs alone fit a text of that length."""
-        return sum(self._length(passage) for passage in dict.fromkeys(question.gold)) <= tokens
+    def needs(self, question: Question) -> int:
+        """Tokens that the gold paragraphs alone take."""
+        return sum(self._length(passage) for passage in dict.fromkeys(question.gold))
 
     def make(self, question: Question, tokens: int, seed: int) -> Haystack:
         """A text of at most ``tokens`` tokens, as full as paragraphs fill it; the same for the same arguments.

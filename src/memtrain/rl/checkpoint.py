@@ -21,7 +21,8 @@ from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 
 FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"} | {
-    f"sampler.{key}" for key in ("url", "adapter_folder", "kv_cache_gib", "gpu_memory_utilization")
+    *(f"sampler.{key}" for key in ("url", "adapter_folder", "kv_cache_gib", "gpu_memory_utilization")),
+    *(f"compare.{key}" for key in ("seeds", "equal_compute", "ablations")),
 }
 """What may differ when a run is resumed: neither finished steps nor finished evaluations depend on it."""
 
