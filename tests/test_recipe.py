@@ -34,7 +34,15 @@ def test_the_paper_recipe_holds_every_published_value() -> None:
     assert (recipe.entities.max_occurrences, recipe.entities.max_words) == (4, 7)  # fewer than 5, fewer than 8
     assert (tasks.reconstruction_reward, tasks.recall_reward, tasks.mode, tasks.probes) == ("exact", "exact", "full", 1)
     assert not train.std_normalise
+    assert not tasks.paired_probes
     assert recipe.priming.steps == 0
+    qa = recipe.qa
+    assert (qa.train.steps, qa.train.documents_per_step, qa.train.mini_batches, qa.train.lr) == (500, 32, 4, 1e-6)
+    assert (qa.reward, qa.train_tokens, max(qa.lengths), qa.number) == ("exact", 28_000, 896_000, 128)
+    search = load_recipe("paper-search-qa")
+    assert (search.qa.train.steps, search.qa.train.lr) == (200, 5e-7)
+    assert (search.search.max_turns, search.search.topk, search.search.questions_at_once) == (6, 3, 2)
+    assert (search.search.turn_tokens, search.search.result_tokens, search.search.probes) == (1024, 1024, 0)
     seven = load_recipe("paper-qwen2.5-7b")
     assert seven.model.name == "Qwen/Qwen2.5-7B-Instruct"
     assert seven.model_copy(update={"name": recipe.name, "model": recipe.model}) == recipe

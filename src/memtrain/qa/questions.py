@@ -188,7 +188,7 @@ def _paragraphs(record: Record) -> tuple[list[Passage], list[Passage], bool]:
         facts = record.get("supporting_facts") or []
         titles = set(facts["title"] if isinstance(facts, Mapping) else (fact[0] for fact in facts))
         marked = [(title in titles, _passage(title, sentences)) for title, sentences in pairs]
-        found = {passage.title for gold, passage in marked if gold}
+        found = {passage.title for gold, passage in marked if gold and passage.text}
         return *_split(marked), found == titles
     else:
         marked = []
@@ -197,7 +197,9 @@ def _paragraphs(record: Record) -> tuple[list[Passage], list[Passage], bool]:
 
 
 def _split(marked: Sequence[tuple[bool, Passage]]) -> tuple[list[Passage], list[Passage]]:
-    return [p for gold, p in marked if gold], [p for gold, p in marked if not gold]
+    """Gold ones and others; a paragraph without text is as good as missing."""
+    told = [(gold, p) for gold, p in marked if p.text]
+    return [p for gold, p in told if gold], [p for gold, p in told if not gold]
 
 
 def _passage(title: Any, text: Any) -> Passage:
