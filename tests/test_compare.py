@@ -146,7 +146,14 @@ def test_the_longer_row_goes_on_from_the_task_row(finished: Path) -> None:
         steps, longer = (tiny_run.metrics(folder / name) for name in ("task", "task-longer"))
         assert longer[: len(steps)] == steps
         assert len(longer) == 2 + plan["extra"]
-        assert plan["extra"] == round(plan["memtrain_seconds"] / (plan["task_seconds"] / plan["task_steps"]))
+        assert plan["extra"] == round(plan["memtrain_seconds"] / (plan["task_seconds"] / 2))
+
+
+def test_a_busy_machine_is_not_training_time(tmp_path: Path) -> None:
+    rows = [("priming", 2.0), ("priming", 2.0), ("priming", 900.0), ("grpo", 5.0), ("grpo", 6.0), ("grpo", 7.0)]
+    lines = [json.dumps({"stage": stage, "seconds": seconds}) for stage, seconds in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert compare_run.training_seconds(tmp_path) == 3 * 2.0 + 3 * 6.0
 
 
 def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

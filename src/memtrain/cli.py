@@ -21,6 +21,7 @@ from memtrain.assets import cache_home
 from memtrain.commands.compare import compare
 from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
 from memtrain.commands.qa import qa
+from memtrain.commands.suite import suite
 from memtrain.commands.task import task
 from memtrain.errors import UserError
 from memtrain.recipe import load_recipe
@@ -179,6 +180,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "qa": qa,
     "task": task,
     "compare": compare,
+    "suite": suite,
     "read": read,
     "show": show,
     "bench": bench,

@@ -8,11 +8,13 @@ not done again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from memtrain import pipeline, task_training
@@ -80,6 +82,7 @@ class _Comparison:
         """The MemTrain stage; its model's folder."""
         if not (folder / "summary.json").exists():
             pipeline.train(recipe, folder, resume=True, dry_run=False)
+            gc.collect()  # an engine is a ring of references: without this the next one finds its memory taken
         return str(folder / "model")
 
     def _task(self, folder: Path, recipe: Recipe, start: str, steps: int | None = None) -> str:
@@ -89,6 +92,7 @@ class _Comparison:
             named = recipe.model.model_copy(update={"name": start})
             changed = {"model": named, "qa": recipe.qa.model_copy(update={"train": train})}
             task_training.run(recipe.model_copy(update=changed), folder, resume=True)
+            gc.collect()
         return str(folder / "model")
 
     def _longer(self, prefix: Path, recipe: Recipe) -> str:
@@ -96,15 +100,10 @@ class _Comparison:
         row ``task``, so it starts where that one stopped."""
         folder, plan = prefix / LONGER, prefix / f"{LONGER}.json"
         if not plan.exists():  # times are measured: the number of steps is settled once
-            seconds, task = step_seconds(prefix / MEMTRAIN), step_seconds(prefix / TASK)
-            extra = round(sum(seconds) / (sum(task) / len(task))) if task else 0
-            data = {
-                "memtrain_seconds": sum(seconds),
-                "task_seconds": sum(task),
-                "task_steps": len(task),
-                "extra": extra,
-            }
-            write_atomically(plan, json.dumps(data))
+            memtrain, task = training_seconds(prefix / MEMTRAIN), training_seconds(prefix / TASK)
+            steps = recipe.qa.train.steps
+            extra = round(memtrain / (task / steps)) if task else 0
+            write_atomically(plan, json.dumps({"memtrain_seconds": memtrain, "task_seconds": task, "extra": extra}))
         extra = json.loads(plan.read_text())["extra"]
         if not folder.exists() and (prefix / TASK / "checkpoints").exists():
             _branch(prefix / TASK, folder)
@@ -117,6 +116,7 @@ class _Comparison:
             named = recipe.model.model_copy(update={"name": model})
             asked = measure(recipe.model_copy(update={"model": named}), f"{row}, seed {seed}")
             write_atomically(file, json.dumps(asked, ensure_ascii=False))
+            gc.collect()
         records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         return records
 
@@ -131,10 +131,14 @@ def measure(recipe: Recipe, label: str) -> list[dict[str, Any]]:
         return asyncio.run(evaluate(engine, asked, recipe, count, screen.advance))
 
 
-def step_seconds(folder: Path) -> list[float]:
-    """Seconds of each training step of a run."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["seconds"] for line in lines]
+def training_seconds(folder: Path) -> float:
+    """Seconds that a run's training steps take: of each stage the median step times the number of steps, so that a
+    machine that slept or was busy with something else does not count."""
+    seconds: dict[str, list[float]] = {}
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        seconds.setdefault(row["stage"], []).append(row["seconds"])
+    return sum(len(steps) * median(steps) for steps in seconds.values())
 
 
 def _branch(source: Path, target: Path) -> None:
