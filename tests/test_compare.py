@@ -162,7 +162,7 @@ def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(task_training, "run", never)
     monkeypatch.setattr(compare_run.pipeline, "train", never)
-    monkeypatch.setattr(compare_run, "measure", never)
+    monkeypatch.setattr(task_training, "measure", never)
     before = json.loads((finished / "out" / "compare.json").read_text())
     settings = {"compare": {"seeds": [1, 2], "ablations": ["no-priming", "likelihood-reward"]}}
     compare_run.compare(recipe(finished, **settings), finished / "out")
@@ -225,3 +225,19 @@ def test_impossible_questions_end_in_one_sentence(tmp_path: Path, changes: dict[
     with pytest.raises(UserError, match=sentence):
         task_training.run(settings, tmp_path / "run", resume=False)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+# ---- search QA ------------------------------------------------------------------------------------------------------
+
+
+def test_the_searcher_is_compared_like_the_reader(tmp_path: Path) -> None:
+    """qa.kind = "search": the same rows, one score instead of one a length, other controls."""
+    settings = recipe(tmp_path, search={"turn_tokens": 16, "result_tokens": 64, "memory_tokens": 16, "max_turns": 2})
+    qa = settings.qa.model_copy(update={"kind": "search"})
+    compare_run.compare(settings.model_copy(update={"qa": qa}), tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert list(data["rows"]) == [BASE, MEMTRAIN, TASK, BOTH, LONGER]
+    assert data["rows"][BASE]["0"]["exact"]["n"] == 2  # four questions, two at once
+    assert set(data["controls"][BASE]) == {"closed book", "one search"}
+    searches = [row["searches"] for row in tiny_run.metrics(tmp_path / "out" / "seed-0" / "task")]
+    assert len(searches) == 2

@@ -43,8 +43,8 @@ def test_no_gold_paragraph_is_on_both_sides(tmp_path: Path) -> None:
     assert titles(found.train) | titles(found.evaluation) == set(NAMES)
     assert not titles(found.train) & titles(found.evaluation)
     assert len(found.train) + len(found.evaluation) == 24
-    assert {passage.title for passage in found.train_pool} == titles(found.train)
-    assert {passage.title for passage in found.evaluation_pool} == titles(found.evaluation)
+    assert {passage.title for passage in found.train_pool()} == titles(found.train)
+    assert {passage.title for passage in found.evaluation_pool()} == titles(found.evaluation)
 
 
 @given(st.lists(st.sets(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=25), st.floats(0.1, 0.9))
@@ -130,7 +130,7 @@ def test_questions_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_documents_are_made_when_asked_for(tmp_path: Path) -> None:
     found = load_split(QaSettings(questions=str(write_questions(tmp_path / "q.json")), held_out=0.4))
-    maker = HaystackMaker(found.train_pool, lambda texts: [len(text.split()) for text in texts])
+    maker = HaystackMaker(found.train_pool(), lambda texts: [len(text.split()) for text in texts])
     documents = QuestionDocuments(found.train, maker, 60, seed=3)
     assert len(documents) == len(found.train)
     document = documents[2]

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from memtrain.compare.rows import MEMTRAIN, variants
-from memtrain.compare.table import AVERAGE, PRIMARY, Answers, numbers, of_kind, title
+from memtrain.compare.table import AVERAGE, PRIMARY, Answers, numbers, of_agents, title
 from memtrain.compare.training import WATCHED, runs_of, training_table
-from memtrain.evaluation.long_qa import READER
 from memtrain.evaluation.qa_metrics import GAIN, METRICS
 from memtrain.evaluation.statistics import Estimate
 from memtrain.recipe import Recipe
@@ -169,11 +168,11 @@ def training_grid(rows: Sequence[dict[str, Any]]) -> Grid:
 def _memories(answers: Answers) -> str:
     """The same questions' last memories in every row, at the shortest length."""
     lines = []
-    first = of_kind(next(iter(answers.values())), READER)
+    first = of_agents(next(iter(answers.values())))
     shortest = min(record["length"] for record in first)
     for document in [record["document"] for record in first if record["length"] == shortest][:SAMPLES]:
         for row, by_seed in answers.items():
-            for record in of_kind(dict([next(iter(by_seed.items()))]), READER):
+            for record in of_agents(dict([next(iter(by_seed.items()))])):
                 if (record["document"], record["length"]) != (document, shortest):
                     continue
                 if row == next(iter(answers)):

@@ -30,6 +30,7 @@ _CHANGES: dict[Ablation, dict[str, dict[str, Any]]] = {
     "memory-first": {"memory": {"layout": "memory-first"}},
     "no-priming": {"priming": {"steps": 0}},
     "priming-only": {"train": {"steps": 0}},
+    "cloze-priming": {"priming": {"cloze_questions": 4}},
 }
 
 

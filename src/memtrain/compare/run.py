@@ -7,7 +7,6 @@ not done again.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import os
@@ -22,12 +21,8 @@ from memtrain.compare.report import write_report
 from memtrain.compare.rows import BASE, LONGER, MEMTRAIN, TASK, Variant, variants
 from memtrain.compare.table import Answers
 from memtrain.errors import UserError
-from memtrain.evaluation.long_qa import evaluate
-from memtrain.long_qa import token_counter
-from memtrain.pipeline import load_engine
 from memtrain.qa.split import load_split
 from memtrain.recipe import Recipe
-from memtrain.report.console import Screen
 from memtrain.rl.checkpoint import RunFolder, write_atomically
 
 
@@ -114,21 +109,11 @@ class _Comparison:
         file = self.out / "eval" / f"{row}-seed-{seed}.json"
         if not file.exists():
             named = recipe.model.model_copy(update={"name": model})
-            asked = measure(recipe.model_copy(update={"model": named}), f"{row}, seed {seed}")
+            asked = task_training.measure(recipe.model_copy(update={"model": named}), f"{row}, seed {seed}")
             write_atomically(file, json.dumps(asked, ensure_ascii=False))
             gc.collect()
         records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         return records
-
-
-def measure(recipe: Recipe, label: str) -> list[dict[str, Any]]:
-    """Ask ``recipe.model`` the evaluation questions at all lengths, with the controls."""
-    with Screen(f"memtrain compare: {label}") as screen:
-        engine = load_engine(recipe, screen)
-        count = token_counter(engine.tokenizer)
-        asked = task_training.evaluation_texts(recipe, load_split(recipe.qa), count, screen)
-        screen.stage(f"asking {label}", len(asked))
-        return asyncio.run(evaluate(engine, asked, recipe, count, screen.advance))
 
 
 def training_seconds(folder: Path) -> float:

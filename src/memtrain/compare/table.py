@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memtrain.compare.rows import BASE, BOTH, DIFFERENCES, LONGER, MEMTRAIN, TASK, TITLES
-from memtrain.evaluation.long_qa import BM25, CLOSED, FULL, READER
+from memtrain.evaluation.long_qa import READER
 from memtrain.evaluation.qa_metrics import GAIN, METRICS
+from memtrain.evaluation.search_qa import SEARCHER
 from memtrain.evaluation.statistics import Estimate, clustered, paired_difference, sign_flip_p
 
 Answers = dict[str, dict[int, list[dict[str, Any]]]]
 """Row -> seed -> records of ``evaluation.long_qa``."""
 PRIMARY = "exact"
 """What the difference is judged by: the published verifier's exact match."""
+AGENTS = frozenset({READER, SEARCHER})
+"""Kinds of answers that the rows are about; all others are controls."""
 AVERAGE = 0
 """Length under which the mean over lengths stands."""
 MAIN = (BASE, MEMTRAIN, TASK, BOTH, LONGER)
@@ -41,7 +44,7 @@ def numbers(answers: Answers, resamples: int, seed: int) -> dict[str, Any]:
 
 def row_numbers(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int, seed: int) -> dict[int, Any]:
     """``{length: {metric: estimate}}`` of the reader; :data:`AVERAGE` is the mean over lengths."""
-    records = of_kind(by_seed, READER)
+    records = of_agents(by_seed)
     lengths = sorted({record["length"] for record in records})
     found: dict[int, dict[str, Estimate]] = {}
     for length in (AVERAGE, *lengths):
@@ -52,17 +55,20 @@ def row_numbers(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int,
 
 def controls(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int, seed: int) -> dict[str, Any]:
     """``{control: {metric: estimate}}`` over all lengths at which the control could be asked."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in (record for records in by_seed.values() for record in records):
+        if record["kind"] not in AGENTS:
+            found.setdefault(record["kind"], []).append(record)
     return {
         kind: {name: clustered(records, name, resamples, seed) for name in (*METRICS, GAIN)}
-        for kind in (CLOSED, FULL, BM25)
-        if (records := of_kind(by_seed, kind))
+        for kind, records in sorted(found.items())
     }
 
 
 def difference(answers: Answers, row: str, against: str, resamples: int, seed: int) -> dict[str, Any]:
     """``row`` minus ``against`` on the average over lengths, paired by question: estimate by metric, p of the primary
     one (paired sign-flip test), and the difference of each seed that both rows have."""
-    first, second = of_kind(answers[row], READER), of_kind(answers[against], READER)
+    first, second = of_agents(answers[row]), of_agents(answers[against])
     shared = sorted(set(answers[row]) & set(answers[against]))
     return {
         "row": row,
@@ -71,8 +77,8 @@ def difference(answers: Answers, row: str, against: str, resamples: int, seed: i
         "p": sign_flip_p(second, first, PRIMARY, seed),
         "by_seed": {
             str(number): paired_difference(
-                of_kind({number: answers[against][number]}, READER),
-                of_kind({number: answers[row][number]}, READER),
+                of_agents({number: answers[against][number]}),
+                of_agents({number: answers[row][number]}),
                 PRIMARY,
                 resamples,
                 seed,
@@ -82,9 +88,9 @@ def difference(answers: Answers, row: str, against: str, resamples: int, seed: i
     }
 
 
-def of_kind(by_seed: Mapping[int, Sequence[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
-    """Records of one kind of answer, of all seeds."""
-    return [record for records in by_seed.values() for record in records if record["kind"] == kind]
+def of_agents(by_seed: Mapping[int, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Records of the reader or searcher, of all seeds."""
+    return [record for records in by_seed.values() for record in records if record["kind"] in AGENTS]
 
 
 def title(row: str) -> str:

@@ -22,12 +22,18 @@ class QuestionSplit:
     train: list[Question]
     evaluation: list[Question]
     """All of them, in the file's order; :func:`draw` takes ``qa.number``."""
-    train_pool: list[Passage]
-    """Distractors of training texts: no gold paragraph of the evaluation."""
-    evaluation_pool: list[Passage]
-    """Distractors of evaluation texts: no gold paragraph of the training."""
+    pool: list[Passage]
+    """All paragraphs: what a search finds."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Reason -> questions."""
+
+    def train_pool(self) -> list[Passage]:
+        """Distractors of training texts: no gold paragraph of the evaluation."""
+        return _without_gold(self.pool, self.evaluation)
+
+    def evaluation_pool(self) -> list[Passage]:
+        """Distractors of evaluation texts: no gold paragraph of the training."""
+        return _without_gold(self.pool, self.train)
 
 
 def load_split(settings: QaSettings, need_gold: bool = True) -> QuestionSplit:
@@ -62,7 +68,7 @@ def load_split(settings: QaSettings, need_gold: bool = True) -> QuestionSplit:
             )
     pool = [p for file in settings.passages for p in read_passages(Path(file))]
     pool = pool or list({p.text: p for p in (*first.passages(), *second.passages())}.values())
-    return QuestionSplit(train, evaluation, _without_gold(pool, evaluation), _without_gold(pool, train), +left_out)
+    return QuestionSplit(train, evaluation, pool, +left_out)
 
 
 def draw(questions: Sequence[Question], n: int, seed: int) -> list[Question]:

@@ -113,7 +113,7 @@ async def _episodes(engine: Engine, prompts: Prompts, document: ReadingDocument,
             )
         )
         found = Episodes(document, list(trajectories), [score.gain for score in scores], probes=probes)
-        found.known += [scores[place].turn for place in _trained_on(recipe, size, rng)]
+        found.known += [scores[place].turn for place in trained_on(recipe, size, rng)]
     else:
         drawn = await asyncio.gather(
             *(rollout(engine, prompts, document, chunks, i, write, reply) for i in range(size))
@@ -121,7 +121,7 @@ async def _episodes(engine: Engine, prompts: Prompts, document: ReadingDocument,
         golds = [document.answer, *document.aliases]
         kind = recipe.tasks.reconstruction_reward
         found = Episodes(document, list(drawn), [text_reward(kind, t.answer, golds) for t in drawn], probes=probes)
-    await _probe_memories(engine, prompts, found, recipe, reply, rng)
+    await probe_memories(engine, prompts, found, recipe, reply, rng)
     found.rewards = trajectory_rewards(found.e2e, found.recall, recipe.tasks.mode, recipe.tasks.recall_weight)
     found.groups.insert(0, reconstruction_group(document, found.trajectories, found.rewards))
     surfaces = surfaces_by_chunk(chunks, document.mentions)
@@ -141,7 +141,7 @@ def _probes(document: ReadingDocument, chunks: Sequence[str], recipe: Recipe, rn
     return [draw_probes(document, chunks, tasks.probes, rng, last=last) for _ in range(size)]
 
 
-async def _probe_memories(
+async def probe_memories(
     engine: Engine, prompts: Prompts, found: Episodes, recipe: Recipe, reply: SamplingParams, rng: random.Random
 ) -> None:
     """Ask the memories their probes; fills ``recall`` and, by the kind of reward, groups or known answers."""
@@ -167,7 +167,7 @@ async def _probe_memories(
             )
         )
         for number in range(max((len(asked) for asked in probes), default=0)):
-            for place in _trained_on(recipe, len(trajectories), rng):
+            for place in trained_on(recipe, len(trajectories), rng):
                 found.known += [score.turn for score in scores[place][number : number + 1]]
         found.recall = [[score.gain for score in row] for row in scores]
         return
@@ -187,7 +187,7 @@ async def _probe_memories(
         found.groups.append(recall_group(found.document.id, trajectories[place].index, number, turns, rewards))
 
 
-def _trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
+def trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
     """Trajectories whose memory trains a known answer: G copies of one question teach little more than a few."""
     n = recipe.train.known_answer_samples
     return sorted(rng.sample(range(size), n)) if 0 < n < size else list(range(size))

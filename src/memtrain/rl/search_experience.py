@@ -20,7 +20,7 @@ from memtrain.memory.prompts import Prompts
 from memtrain.memory.search_prompts import SearchPrompts
 from memtrain.memory.searcher import SearchEpisode
 from memtrain.recipe import Mode, Recipe, RewardKind
-from memtrain.rl.experience import Episodes, Experience, _probe_memories, _trained_on, experience_of
+from memtrain.rl.experience import Episodes, Experience, experience_of, probe_memories, trained_on
 from memtrain.rl.rewards import mean, text_reward, trajectory_rewards
 from memtrain.rl.trainer import Collect
 from memtrain.search.base import Retriever
@@ -91,14 +91,14 @@ async def _episodes(
         closed = await closed_book(engine, prompts, task)
         scores = await asyncio.gather(*(answer_scores(engine, prompts, task, one, closed) for one in played))
         found = Episodes(task, trajectories, [score.gain for score in scores])
-        found.known += [scores[place].turn for place in _trained_on(recipe, train.group_size, rng)]
+        found.known += [scores[place].turn for place in trained_on(recipe, train.group_size, rng)]
     else:
         found = Episodes(task, trajectories, [search_reward(kind, t.answer, task) for t in trajectories])
     found.rewards = tuple(found.e2e)
     if recipe.search.probes:
         found.probes = [_probes(task, one, recipe, rng) for one in played]
         reply = SamplingParams(recipe.memory.answer_tokens, train.temperature, train.top_p, prompts.stop)
-        await _probe_memories(engine, prompts, found, recipe, reply, rng)
+        await probe_memories(engine, prompts, found, recipe, reply, rng)
         coupled: Mode = "decoupled" if recipe.tasks.mode == "decoupled" else "full"
         found.rewards = trajectory_rewards(found.e2e, found.recall, coupled, recipe.tasks.recall_weight)
     found.groups.insert(0, search_group(task, trajectories, found.rewards))

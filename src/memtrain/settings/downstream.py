@@ -22,6 +22,7 @@ Ablation = Literal[
     "memory-first",
     "no-priming",
     "priming-only",
+    "cloze-priming",
 ]
 
 

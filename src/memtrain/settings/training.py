@@ -132,6 +132,8 @@ class PrimingSettings(Section):
     """Learning rate, linear warm-up over a tenth of the steps, then constant."""
     recall_pairs: int = Field(2, ge=0)
     """Pairs (notes + masked chunk -> entity) a written memory."""
+    cloze_questions: int = Field(0, ge=0)
+    """Sentences of a document, an entity hidden, that stand for questions: notes keep them, the memory answers them."""
     target: Literal["facts", "entities"] = "facts"
     """Notes keep entities with the words that tie them (facts) or a bare list (entities)."""
 

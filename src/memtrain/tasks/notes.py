@@ -160,7 +160,7 @@ def find_facts(
     spans = _entity_spans(chunk, entities)
     facts: list[Fact] = []
     seen: set[str] = set()
-    for number, (start, end) in enumerate(_sentences(chunk, spans)):
+    for number, (start, end) in enumerate(sentences(chunk, spans)):
         units = _units(chunk, start, end, [span for span in spans if start <= span[0] < end])
         for place, (text, is_entity) in enumerate(units):
             if not is_entity or text in seen:
@@ -216,7 +216,7 @@ def _entity_spans(chunk: str, entities: Sequence[str]) -> list[tuple[int, int]]:
     return sorted(taken)
 
 
-def _sentences(chunk: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def sentences(chunk: str, spans: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
     """Sentences as ``[start, end)``; "Document i:" headings belong to none, and none ends inside an entity."""
     cuts = {0, len(chunk)}
     headings: dict[int, int] = {}

@@ -1,6 +1,7 @@
 """Priming: supervised pairs made from the text itself, so that a small model knows what notes are before GRPO starts.
 
 Two kinds of pair: (question, chunk, notes so far) -> new notes, and (notes, chunk with an entity hidden) -> the entity.
+On demand also (question made of a sentence, notes) -> its entity, with notes that keep that sentence (``cloze.py``).
 No label and no larger model takes part; the published recipes do without (their base models write notes as they are).
 Nothing here imports torch.
 """
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from memtrain.memory.prompts import NO_MEMORY, QUESTION, Prompts
 from memtrain.recipe import MemorySettings, PrimingSettings
+from memtrain.tasks.cloze import draw_clozes, memories
 from memtrain.tasks.notes import ENTITIES, FACTS, Notes, NoteStyle, extend, find_facts
 from memtrain.tasks.recall import askable, hide, stands_in
 from memtrain.types import Row, TrainingDocument, TurnKind
@@ -33,7 +35,9 @@ def pairs(
     """Cross-entropy rows of one document: a write pair a chunk, each followed by up to ``recall_pairs`` recall pairs.
 
     The notes of step k are the memory shown at step k + 1. Recall pairs ask only for entities that the notes hold, over
-    all chunks read so far: asking for others would teach guessing. ``style`` overrides ``priming.target``.
+    all chunks read so far: asking for others would teach guessing. With ``cloze_questions`` the same again for
+    questions of the text's own (``cloze.py``), each with an answer pair at the end. ``style`` overrides
+    ``priming.target``.
     """
     steps = make_notes(document, chunks, prompts, settings, priming, rng, style, room)
     rows: list[Row] = []
@@ -46,6 +50,14 @@ def pairs(
                 prompt = prompts.recall(notes.text, masked_chunk)
                 rows.append(_row(prompt, prompts.target(entity).ids, document.id, step, "recall"))
         before = notes.text or NO_MEMORY
+    for cloze in draw_clozes(document, chunks, prompts, settings, priming, rng, room):
+        shown = memories(cloze)
+        for step, (chunk, text) in enumerate(zip(chunks, cloze.notes, strict=True), start=1):
+            if text:
+                prompt = prompts.write(cloze.question, chunk, shown[step - 1])
+                rows.append(_row(prompt, prompts.memory_ids(text), document.id, step, "cloze write"))
+        prompt = prompts.answer(cloze.question, shown[-1])
+        rows.append(_row(prompt, prompts.target(cloze.answer).ids, document.id, len(chunks) + 1, "cloze answer"))
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Search QA: answer one or several questions with a search engine and a bounded memory; the reward is the mean over them.
+"""Search QA: answer one or several questions with a search engine and a bounded memory; reward is the mean over them.
 
-MEM1 (arXiv 2506.15841) trains on several questions at once, MemTrain (arXiv 2606.03197) on two. The answers stand in one
-box, separated by semicolons, in the order of the questions. Recall probes are MemTrain's, carried over to results: an
-entity of what an earlier search found is hidden, and a later memory is asked for it. Nothing here imports torch.
+MEM1 (arXiv 2506.15841) trains on several questions at once, MemTrain (arXiv 2606.03197) on two. The answers stand in
+one box, separated by semicolons, in the order of the questions. Recall probes are MemTrain's, carried over to results:
+an entity of what an earlier search found is hidden, and a later memory is asked for it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 from memtrain.corpus.entities import unfit
 from memtrain.corpus.rules import RulesFinder
 from memtrain.engines.base import Engine
+from memtrain.memory.prompts import NO_MEMORY
 from memtrain.memory.search_prompts import BETWEEN, BOX, SearchPrompts
 from memtrain.memory.searcher import SearchEpisode, boxes, search
 from memtrain.search.base import Retriever
 from memtrain.settings import EntitySettings
+from memtrain.tasks.likelihood import Likelihood, answer_logprobs, likelihood
 from memtrain.tasks.recall import draw_probes
 from memtrain.types import Group, Mention, Passage, Probe, QuestionDocument, Trajectory
 
@@ -54,8 +56,9 @@ async def episode(
     *,
     temperature: float,
     top_p: float = 1.0,
+    answering: bool = True,
 ) -> SearchEpisode:
-    """One episode on a task; ``index`` is its place in the group."""
+    """One episode on a task; ``index`` is its place in the group, ``answering`` as in :func:`search`."""
     return await search(
         engine,
         prompts,
@@ -65,6 +68,33 @@ async def episode(
         top_p=top_p,
         document_id=task.id,
         index=index,
+        answering=answering,
+    )
+
+
+async def closed_book(engine: Engine, prompts: SearchPrompts, task: SearchTask) -> float:
+    """log p(answers) in nats, with no search and no memory."""
+    prompt_ids = prompts.last_turn(task.questions, "", NO_MEMORY)
+    logprob, _ = await answer_logprobs(engine, prompt_ids, prompts.target(task.answer))
+    return logprob
+
+
+async def answer_scores(
+    engine: Engine, prompts: SearchPrompts, task: SearchTask, done: SearchEpisode, closed: float
+) -> Likelihood:
+    """log p(answers | last memory, last results), ``\\boxed{`` given, against ``closed`` of :func:`closed_book`.
+
+    The answers are one text, as a box holds them: the score is their joint likelihood.
+    """
+    return await likelihood(
+        engine,
+        prompts.last_turn(task.questions, done.shown[-1], done.trajectory.memories[-1]),
+        (),  # what it is compared with is known
+        prompts.target(task.answer),
+        kind="answer",
+        step=len(done.trajectory.memories),
+        text=f"{BOX}{task.answer}}}",
+        baseline_logprob=closed,
     )
 
 
