@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from memtrain import __version__
 from memtrain.assets import cache_home
 from memtrain.commands.compare import compare
+from memtrain.commands.lm_eval import lm_eval
 from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
 from memtrain.commands.qa import qa
 from memtrain.commands.suite import suite
@@ -181,6 +182,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "task": task,
     "compare": compare,
     "suite": suite,
+    "lm-eval": lm_eval,
     "read": read,
     "show": show,
     "bench": bench,
