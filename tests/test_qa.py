@@ -155,6 +155,8 @@ def test_passages(tmp_path: Path) -> None:
     assert titles(tuple(read_passages(put(tmp_path, [HOTPOT, MUSIQUE])))) == [
         *("Bridge of Arta", "Ballad", "Thyamis", "Masons", "Arta")
     ]
+    [ulm] = read_passages(put(tmp_path, [{"id": "0", "contents": '"Ulm"\nA city.'}]))  # as Search-R1 keeps them
+    assert (ulm.title, ulm.text) == ("Ulm", "A city.")
 
 
 # ---- haystacks ------------------------------------------------------------------------------------------------------

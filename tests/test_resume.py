@@ -131,9 +131,10 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     file = tmp_path / "long.toml"
     sections = recipe.model_dump(mode="json", exclude_none=True)
     plain = [f"{key} = {json.dumps(value)}" for key, value in sections.items() if not isinstance(value, dict)]
-    for name, values in sections.items():
-        if isinstance(values, dict):
-            plain += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    tables = {name: values for name, values in sections.items() if isinstance(values, dict)}
+    tables["qa.train"] = tables["qa"].pop("train")
+    for name, values in tables.items():
+        plain += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     file.write_text("\n".join(plain))
     command = [sys.executable, "-m", "memtrain", "train", str(file), "--out", str(run)]
     # Sums depend on how they are split: the same numbers are promised for the same number of threads.

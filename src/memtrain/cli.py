@@ -21,7 +21,9 @@ from memtrain.assets import cache_home
 from memtrain.commands.compare import compare
 from memtrain.commands.lm_eval import lm_eval
 from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
+from memtrain.commands.plan import plan
 from memtrain.commands.qa import qa
+from memtrain.commands.search import search_qa, search_server
 from memtrain.commands.suite import suite
 from memtrain.commands.task import task
 from memtrain.errors import UserError
@@ -180,8 +182,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "qa": qa,
     "task": task,
+    "plan": plan,
     "compare": compare,
     "suite": suite,
+    "search-qa": search_qa,
+    "search-server": search_server,
     "lm-eval": lm_eval,
     "read": read,
     "show": show,

@@ -128,9 +128,15 @@ def measure(recipe: Recipe, label: str) -> list[dict[str, Any]]:
         retriever = open_retriever(recipe, split, screen)
         screen.stage(f"asking {label}", len(tasks))
         try:
-            return asyncio.run(search_qa.evaluate(engine, retriever, tasks, recipe, screen.advance))
+            records = asyncio.run(search_qa.evaluate(engine, retriever, tasks, recipe, screen.advance))
         finally:
             retriever.close()
+        if (failed := search_qa.failed_share(records)) > recipe.search.max_failed_share:
+            raise UserError(
+                f"{failed:.0%} of the searches of {label} failed at {retriever.name}: its score would say nothing; "
+                "start the search server again and run the same command, or raise search.max_failed_share"
+            )
+        return records
 
 
 def open_retriever(recipe: Recipe, split: QuestionSplit, screen: Screen) -> Retriever:
@@ -158,7 +164,7 @@ async def _train(
         folder,
         screen,
         lambda stage, step, metrics: tracker.log(step, {f"task/{name}": value for name, value in metrics.items()}),
-        collect=collect,
+        collector=collect,
     )
     await trainer.train(position.step if position else 0)
     screen.stage("writing the model", 0)

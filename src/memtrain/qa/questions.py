@@ -88,6 +88,9 @@ def read_passages(path: Path) -> list[Passage]:
         return [_passage(str(title), sentences) for title, sentences in content[0].items()]
     if content and all("title" in record and ("text" in record or "contents" in record) for record in content):
         return [_passage(str(r["title"]), r.get("text") or r.get("contents") or "") for r in content]
+    if content and all("contents" in record and "title" not in record for record in content):  # Search-R1's corpora
+        parts = [str(record["contents"]).partition("\n") for record in content]
+        return [_passage(title.strip().strip('"'), text) for title, _, text in parts]
     found = read_questions(path).passages()
     if not found:
         raise UserError(f"passage file {path} holds no paragraphs; give a list of objects with title and text")

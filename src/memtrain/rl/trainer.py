@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from memtrain.engines.base import Engine, LossConfig, OptimiserConfig
+from memtrain.errors import UserError
 from memtrain.memory.prompts import Prompts
 from memtrain.memory.reader import split_chunks
 from memtrain.recipe import Recipe
@@ -50,13 +51,13 @@ class Trainer:
         watcher: Watcher,
         on_metrics: Callable[[str, int, dict[str, float]], None] = lambda stage, step, metrics: None,
         on_evaluate: Callable[[str], Awaitable[Any]] | None = None,
-        collect: Collect = collect,
+        collector: Collect | None = None,
     ):
-        """``documents``: what ``collect`` makes episodes of: training or question documents for the reader.
+        """``documents``: what ``collector`` makes episodes of: training or question documents for the reader.
         ``on_metrics(stage, step, metrics)`` feeds trackers; ``on_evaluate(label)`` is awaited every
         ``eval.every`` GRPO steps."""
         self.engine, self.recipe, self.documents, self.run, self.watcher = engine, recipe, documents, run, watcher
-        self.on_metrics, self.on_evaluate, self.collector = on_metrics, on_evaluate, collect
+        self.on_metrics, self.on_evaluate, self.collector = on_metrics, on_evaluate, collector or collect
         self.prompts = Prompts(engine.tokenizer, recipe.memory)
 
     async def prime(self, start: int = 0) -> None:
@@ -150,7 +151,7 @@ class Trainer:
                 if stage == "grpo" and self.on_evaluate and every and number % every == 0 and number < total:
                     await self.on_evaluate(f"step-{number}")
                     self.watcher.stage(stage, total - number)
-        except (KeyboardInterrupt, asyncio.CancelledError):
+        except (KeyboardInterrupt, asyncio.CancelledError, UserError):
             # A step is all or nothing, so what stands now is the state after the last finished one.
             if done > start:
                 await self.run.save(self.engine, Position(stage, done), log.keep_checkpoints)
