@@ -256,7 +256,7 @@ def _fail(sentence: str, status: int) -> int:
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
-    if arguments[:1] == ["train"] and "--dry-run" not in arguments:
+    if arguments[:1] in (["train"], ["task"]) and "--dry-run" not in arguments:
         again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
         kept = "finished stages and the last checkpoint are kept"
         return f"interrupted; {kept}, go on with: memtrain {shlex.join(again)}"
