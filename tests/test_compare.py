@@ -99,6 +99,13 @@ def test_differences_are_paired_and_listed_by_seed() -> None:
     assert turned["metrics"]["exact"]["mean"] == -0.5
 
 
+def test_what_a_memory_kept_is_told_from_what_was_said() -> None:
+    told = {"memory": "Ulm, a city; in 1200", "gold": ["1200"]}
+    lost = {"memory": "nothing", "gold": ["1200"]}
+    by_seed = {0: [record("a", 10, 0.0) | told, record("b", 10, 0.0) | lost]}
+    assert row_numbers(by_seed, 100, 0)[10]["kept"]["mean"] == 0.5
+
+
 def test_only_rows_that_are_there_are_compared() -> None:
     found = numbers({BASE: {0: [record("a", 10, 1.0), record("b", 10, 0.0)]}}, 100, 0)
     assert list(found["rows"]) == [BASE]

@@ -14,7 +14,7 @@ from rich.text import Text
 from memtrain.corpus.counting import CountTokens
 from memtrain.errors import UserError
 from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, draw_texts, evaluate, summary
-from memtrain.evaluation.qa_metrics import GAIN, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS
 from memtrain.pipeline import load_engine
 from memtrain.qa.haystack import HaystackMaker
 from memtrain.qa.questions import QuestionSet, read_passages, read_questions
@@ -69,11 +69,21 @@ def run(
 
 def rows_of(found: dict[str, Any]) -> list[list[str]]:
     """Head and rows: kind, length, n, every metric with its interval."""
-    rows = [["answers from", "tokens", "n", *(TITLES[name] for name in METRICS), "answered", "likelihood gain (nats)"]]
+    rows = [
+        [
+            "answers from",
+            "tokens",
+            "n",
+            *(TITLES[name] for name in METRICS),
+            "answered",
+            "answer in the memory",
+            "likelihood gain (nats)",
+        ]
+    ]
     for kind in KINDS:
         for length, values in found.get(kind, {}).items():
             shown = "-" if length == NO_LENGTH else f"{length:,}"
-            cells = [cell(values[name]) for name in (*METRICS, "answered", GAIN)]
+            cells = [cell(values[name]) for name in (*METRICS, "answered", KEPT, GAIN)]
             rows.append([kind, shown, str(values["exact"]["n"]), *cells])
     return rows
 

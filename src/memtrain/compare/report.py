@@ -13,7 +13,7 @@ from rich.text import Text
 from memtrain.compare.rows import MEMTRAIN, variants
 from memtrain.compare.table import AVERAGE, PRIMARY, Answers, numbers, of_agents, title
 from memtrain.compare.training import WATCHED, runs_of, training_table
-from memtrain.evaluation.qa_metrics import GAIN, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS
 from memtrain.evaluation.statistics import Estimate
 from memtrain.recipe import Recipe
 from memtrain.report.compare_plots import training_curves
@@ -26,6 +26,7 @@ NAMES = {
     "em": "SQuAD exact match",
     "f1": "F1",
     "contains": "contains the answer",
+    KEPT: "answer in the last memory",
     GAIN: "likelihood gain (nats)",
 }
 SAMPLES = 4
@@ -119,18 +120,18 @@ def main_grid(data: dict[str, Any]) -> Grid:
 
 def metric_grid(rows: dict[str, Any]) -> Grid:
     """Rows by metrics, average over lengths."""
-    names = (*METRICS, "answered", GAIN)
+    names = (*METRICS, "answered", KEPT, GAIN)
     body = [[title(row), *(cell(found[AVERAGE][name]) for name in names)] for row, found in rows.items()]
     return [["", *(NAMES.get(name, name) for name in names)], *body]
 
 
 def difference_grid(differences: Sequence[dict[str, Any]]) -> Grid:
     """What was tested, every metric, p, and each seed."""
-    head = ["difference", *(NAMES[name] for name in (*METRICS, GAIN)), "p", "n", "by seed"]
+    head = ["difference", *(NAMES[name] for name in (*METRICS, KEPT, GAIN)), "p", "n", "by seed"]
     return [head] + [
         [
             f"{title(found['row'])} minus {title(found['against'])}",
-            *(_signed(found["metrics"][name]) for name in (*METRICS, GAIN)),
+            *(_signed(found["metrics"][name]) for name in (*METRICS, KEPT, GAIN)),
             "-" if found["p"] is None else f"{found['p']:.3f}",
             str(found["metrics"][PRIMARY]["n"]),
             ", ".join(f"{value:+.2f}" for value in found["by_seed"].values() if value is not None) or "-",

@@ -11,7 +11,7 @@ from typing import Any
 
 from memtrain.compare.rows import BASE, BOTH, DIFFERENCES, LONGER, MEMTRAIN, TASK, TITLES
 from memtrain.evaluation.long_qa import READER
-from memtrain.evaluation.qa_metrics import GAIN, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS, contains
 from memtrain.evaluation.search_qa import SEARCHER
 from memtrain.evaluation.statistics import Estimate, clustered, paired_difference, sign_flip_p
 
@@ -49,7 +49,7 @@ def row_numbers(by_seed: Mapping[int, Sequence[dict[str, Any]]], resamples: int,
     found: dict[int, dict[str, Estimate]] = {}
     for length in (AVERAGE, *lengths):
         chosen = [record for record in records if length in (AVERAGE, record["length"])]
-        found[length] = {name: clustered(chosen, name, resamples, seed) for name in (*METRICS, "answered", GAIN)}
+        found[length] = {name: clustered(chosen, name, resamples, seed) for name in (*METRICS, "answered", KEPT, GAIN)}
     return found
 
 
@@ -73,7 +73,7 @@ def difference(answers: Answers, row: str, against: str, resamples: int, seed: i
     return {
         "row": row,
         "against": against,
-        "metrics": {name: paired_difference(second, first, name, resamples, seed) for name in (*METRICS, GAIN)},
+        "metrics": {name: paired_difference(second, first, name, resamples, seed) for name in (*METRICS, KEPT, GAIN)},
         "p": sign_flip_p(second, first, PRIMARY, seed),
         "by_seed": {
             str(number): paired_difference(
@@ -89,8 +89,13 @@ def difference(answers: Answers, row: str, against: str, resamples: int, seed: i
 
 
 def of_agents(by_seed: Mapping[int, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Records of the reader or searcher, of all seeds."""
-    return [record for records in by_seed.values() for record in records if record["kind"] in AGENTS]
+    """Records of the reader or searcher, of all seeds, with what their last memory kept."""
+    return [
+        {KEPT: contains(record["memory"], record["gold"]), **record} if "memory" in record else record
+        for records in by_seed.values()
+        for record in records
+        if record["kind"] in AGENTS
+    ]
 
 
 def title(row: str) -> str:

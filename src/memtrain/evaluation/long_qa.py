@@ -16,7 +16,7 @@ from memtrain.corpus.counting import CountTokens
 from memtrain.corpus.neighbours import words
 from memtrain.engines.base import Engine
 from memtrain.errors import UserError
-from memtrain.evaluation.qa_metrics import GAIN, METRICS, scores
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS, contains, scores
 from memtrain.evaluation.statistics import Estimate, clustered
 from memtrain.memory.prompts import NO_MEMORY, Prompts
 from memtrain.memory.reader import answer, read, split_chunks
@@ -88,7 +88,7 @@ def summary(records: Sequence[dict[str, Any]], resamples: int, seed: int) -> dic
         for length in sorted({record["length"] for record in records if record["kind"] == kind}):
             rows = [record for record in records if (record["kind"], record["length"]) == (kind, length)]
             found.setdefault(kind, {})[length] = {
-                metric: clustered(rows, metric, resamples, seed) for metric in (*METRICS, "answered", GAIN)
+                metric: clustered(rows, metric, resamples, seed) for metric in (*METRICS, "answered", KEPT, GAIN)
             }
     return found
 
@@ -179,7 +179,7 @@ async def _read(asker: Asker, asked: Asked) -> dict[str, Any]:
         answer(asker.engine, asker.prompts, question.text, trajectory, asker.reply),
         asker.logprob(asker.prompts.answer(question.text, memory), question.answers),
     )
-    told = {"memory": memory, "chunks": len(trajectory.memories) - 1}
+    told = {"memory": memory, KEPT: contains(memory, question.answers), "chunks": len(trajectory.memories) - 1}
     return _record(READER, asked.length, asked.haystack, turn.text, logprob) | told
 
 

@@ -18,6 +18,9 @@ GAIN = "gain"
 """Nats by which what was seen makes the first accepted answer likelier than the question alone does (its box opened).
 Not a score of what was said: it moves long before a small model's exact match leaves zero."""
 
+KEPT = "kept"
+"""Whether an accepted answer stands in the last memory: a memory that lost it, or a reply that did not use it?"""
+
 
 def scores(reply: str, golds: Sequence[str]) -> dict[str, float]:
     """All metrics of one reply, best over the accepted spellings; ``answered`` says whether there was a box."""
