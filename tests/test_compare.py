@@ -141,7 +141,7 @@ def test_every_row_of_every_seed_is_there(finished: Path) -> None:
         "Where did",
     ):
         assert title in report
-    for name in ("compare-exact.png", "compare-f1.png", "curves.png"):
+    for name in ("compare-exact.png", "compare-kept.png", "compare-gain.png", "curves.png"):
         assert (finished / "out" / name).read_bytes()[:4] == b"\x89PNG"
 
 

@@ -56,7 +56,7 @@ def write_report(recipe: Recipe, answers: Answers, out: Path) -> dict[str, Any]:
     }
     write_whole(out / "compare.json", json.dumps(data, ensure_ascii=False, indent=1))
     write_whole(out / "compare.md", markdown(data, answers))
-    for metric in (PRIMARY, "f1"):
+    for metric in (PRIMARY, "f1", KEPT, GAIN):
         lines = {
             title(row): {length: values for length, values in found.items() if length != AVERAGE}
             for row, found in data["rows"].items()

@@ -28,6 +28,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) 
     figure, axes = grid(len(panels))
     figure.suptitle("Training runs (points: steps; line: moving mean)")
     for panel, (key, title) in zip(axes, panels, strict=True):
+        lowest = min(line[key] for lines in steps.values() for line in lines if key in line)
         for place, (name, lines) in enumerate(steps.items()):
             points = [(line["step"], line[key]) for line in lines if key in line]
             if points:
@@ -35,6 +36,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) 
                 colour = COLOURS[place % len(COLOURS)]
                 panel.plot(x, y, ".", color=colour, alpha=0.35)
                 panel.plot(x, smooth(y), color=colour, label=name)
+        if lowest >= 0:  # counts and lengths from zero; a reward may be negative
+            panel.set_ylim(bottom=0.0)
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("step", fontsize=8)
         panel.legend(fontsize=6)

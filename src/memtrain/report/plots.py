@@ -23,6 +23,13 @@ from memtrain.report.summary import STAGES, read_summary
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#8C8C8C", "#000000"
 STAGE_LOOK = {"before": (GREY, "o"), "after_priming": (ORANGE, "s"), "after": (BLUE, "^")}
+BY_LENGTH = {
+    "exact": "exact match",
+    "f1": "F1",
+    "kept": "answer in the last memory, share",
+    "gain": "likelihood gain, nats",
+}
+"""What the vertical axis of a score over length says."""
 LINES = (BLUE, ORANGE, GREEN, BLACK, GREY)
 DPI = 150
 SMOOTHING = 0.1
@@ -226,9 +233,10 @@ def by_length(found: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str,
     panel.set_xscale("log", base=2)
     panel.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
     panel.minorticks_off()
-    panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
+    if panel.get_ylim()[0] >= 0 or metric != "gain":  # a likelihood gain may be a loss
+        panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
     panel.set_xlabel("tokens of text", fontsize=8)
-    panel.set_ylabel(metric, fontsize=8)
+    panel.set_ylabel(BY_LENGTH.get(metric, metric), fontsize=8)
     panel.set_title(title, fontsize=9)
     panel.legend(fontsize=7)
     return save(figure, out)
