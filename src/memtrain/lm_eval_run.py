@@ -27,7 +27,7 @@ from memtrain.lm_eval_model import MemTrainLM
 from memtrain.pipeline import load_engine
 from memtrain.recipe import Recipe
 from memtrain.report.console import Screen, print_grid
-from memtrain.report.summary import cell, write_whole
+from memtrain.report.summary import cell, markdown_table, write_whole
 
 HEAD = ["task", "metric", "n", "score", "failed"]
 KEPT = ("results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
@@ -91,9 +91,8 @@ def run(
     write_whole(out / "lm-eval.json", json.dumps(result, ensure_ascii=False, indent=1, default=str))
     lines = [json.dumps(line, ensure_ascii=False, default=str) for line in _samples(found, lm)]
     write_whole(out / "samples.jsonl", "".join(line + "\n" for line in lines))
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
     said = f"{result['model']}, seed {recipe.seed}; mean and 95% bootstrap interval over documents."
-    write_whole(out / "lm-eval.md", "\n".join([said, "", head, "|" + "---|" * len(HEAD), *body]) + "\n")
+    write_whole(out / "lm-eval.md", "\n".join([said, "", markdown_table(rows)]) + "\n")
     print_grid(rows, [f"{row[0]}, {row[1]} (n = {row[2]})" for row in rows[1:]], lead=3, width=10)
     Console().print(Text(f"records: {out / 'lm-eval.json'}, {out / 'samples.jsonl'}   table: {out / 'lm-eval.md'}"))
 

@@ -11,19 +11,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from memtrain.corpus.counting import CountTokens
+from memtrain.corpus.counting import token_counter
 from memtrain.errors import UserError
 from memtrain.evaluation.long_qa import KINDS, NO_LENGTH, draw_texts, evaluate, summary
-from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS, TITLES
 from memtrain.pipeline import load_engine
 from memtrain.qa.haystack import HaystackMaker
 from memtrain.qa.questions import QuestionSet, read_passages, read_questions
 from memtrain.recipe import Recipe
 from memtrain.report.console import Screen, print_grid
 from memtrain.report.plots import by_length
-from memtrain.report.summary import cell, write_whole
-
-TITLES = {"exact": "exact match", "em": "SQuAD exact match", "f1": "F1", "contains": "contains the answer"}
+from memtrain.report.summary import cell, markdown_table, write_whole
 
 
 def run(
@@ -69,28 +67,14 @@ def run(
 
 def rows_of(found: dict[str, Any]) -> list[list[str]]:
     """Head and rows: kind, length, n, every metric with its interval."""
-    rows = [
-        [
-            "answers from",
-            "tokens",
-            "n",
-            *(TITLES[name] for name in METRICS),
-            "answered",
-            "answer in the memory",
-            "likelihood gain (nats)",
-        ]
-    ]
+    names = (*METRICS, "answered", KEPT, GAIN)
+    rows = [["answers from", "tokens", "n", *(TITLES[name] for name in names)]]
     for kind in KINDS:
         for length, values in found.get(kind, {}).items():
             shown = "-" if length == NO_LENGTH else f"{length:,}"
-            cells = [cell(values[name]) for name in (*METRICS, "answered", KEPT, GAIN)]
+            cells = [cell(values[name]) for name in names]
             rows.append([kind, shown, str(values["exact"]["n"]), *cells])
     return rows
-
-
-def token_counter(tokenizer: Any) -> CountTokens:
-    """Tokens as the model that reads counts them."""
-    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def _left_out(found: QuestionSet, usable: int, file: Path) -> list[str]:
@@ -102,7 +86,6 @@ def _left_out(found: QuestionSet, usable: int, file: Path) -> list[str]:
 
 
 def _markdown(rows: list[list[str]], result: dict[str, Any]) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
     line = f"{result['model']} on {result['questions']}, {result['n']} questions, seed {result['seed']}; "
     line += "mean and 95% bootstrap interval over questions."
-    return "\n".join([line, "", head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+    return "\n".join([line, "", markdown_table(rows)]) + "\n"

@@ -13,19 +13,17 @@ from rich.console import Console
 from rich.text import Text
 
 from memtrain.errors import UserError
-from memtrain.evaluation.qa_metrics import GAIN, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, METRICS, TITLES
 from memtrain.evaluation.search_qa import ABOUT, KINDS, NO_LENGTH, SEARCHER, evaluate, failed_share, summary
 from memtrain.pipeline import load_engine
 from memtrain.qa.questions import Question, read_passages, read_questions
 from memtrain.recipe import Recipe
 from memtrain.report.console import Screen, print_grid
-from memtrain.report.summary import cell, write_whole
+from memtrain.report.summary import cell, markdown_table, write_whole
 from memtrain.search.base import Retriever
 from memtrain.search.local import open_index
 from memtrain.tasks.search_qa import SearchTask
 from memtrain.types import Passage
-
-TITLES = {"exact": "exact match", "em": "SQuAD exact match", "f1": "F1", "contains": "contains the answer"}
 
 
 def tasks_of(questions: Sequence[Question], recipe: Recipe, seed: int) -> list[SearchTask]:
@@ -132,12 +130,11 @@ def serve(kind: str, passages: Sequence[Path], folder: Path | None, host: str, p
 
 def rows_of(found: dict[str, Any]) -> list[list[str]]:
     """Head and rows: kind, n, every metric with its interval, what the searcher did."""
-    titles = [name.replace("_", " ") for name in ABOUT]
-    rows = [["answers from", "n", *(TITLES[name] for name in METRICS), "answered", "likelihood gain (nats)", *titles]]
+    names = (*METRICS, "answered", GAIN, *ABOUT)
+    rows = [["answers from", "n", *(TITLES.get(name, name.replace("_", " ")) for name in names)]]
     for kind in KINDS:
         if kind in found:
             values = found[kind][NO_LENGTH]
-            names = (*METRICS, "answered", GAIN, *ABOUT)
             rows.append([kind, str(values["exact"]["n"]), *(cell(values.get(name)) for name in names)])
     return rows
 
@@ -151,8 +148,7 @@ def _report(result: dict[str, Any], records: Sequence[dict[str, Any]], out: Path
         f"{result['retriever']}, seed {result['seed']}; mean and 95% bootstrap interval over tasks."
     )
     warning = _warning(result["failed_searches"])
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    parts = [line, *(["", warning] if warning else []), "", head, "|" + "---|" * len(rows[0]), *body]
+    parts = [line, *(["", warning] if warning else []), "", markdown_table(rows)]
     write_whole(out / "search_qa.md", "\n".join(parts) + "\n")
     print_grid(rows, [f"{kind} (n = {n} tasks)" for kind, n, *_ in rows[1:]], lead=2, width=24)
     console = Console()

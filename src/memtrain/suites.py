@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from memtrain.corpus.counting import CountTokens
+from memtrain.corpus.counting import token_counter
 from memtrain.corpus.documents import split_passages
 from memtrain.corpus.entities import EntityFinder, make_finder
 from memtrain.corpus.readers import ReadReport, read_passages
@@ -27,7 +27,7 @@ from memtrain.pipeline import load_engine
 from memtrain.recipe import Recipe
 from memtrain.report.console import Screen, print_grid
 from memtrain.report.suite_plots import by_task
-from memtrain.report.summary import cell, write_whole
+from memtrain.report.summary import cell, markdown_table, write_whole
 from memtrain.types import MASK_TOKEN, TARGET_TOKEN, Passage
 
 ALL_TASKS = (*TASKS, NAME)
@@ -53,7 +53,7 @@ def run(recipe: Recipe, tasks: Sequence[str], lengths: Sequence[int], number: in
         screen.stage("corpus", 0)
         passages, finder = _held_out(recipe, screen)
         engine = load_engine(recipe, screen)
-        count = _counter(engine.tokenizer)
+        count = token_counter(engine.tokenizer)
         samples, exams = _draw(RulerMaker(passages, count), finder, recipe, tasks, lengths, number, screen)
         screen.stage("reading", len(samples) + len(exams))
         records = asyncio.run(evaluate(engine, samples, exams, recipe, count, screen.advance))
@@ -111,14 +111,13 @@ def sentences_of(cost: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[st
 
 def markdown(rows: list[list[str]], result: Mapping[str, Any]) -> str:
     """The table as a page of its own."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
     lines = [
         f"{result['model']} on label-free tasks over {result['corpus']} (held-out pages), {result['number']} texts a "
         f"task and length, seed {result['seed']}. {HOW_TO_READ}"
     ]
     if AVERAGE in result["summary"]:
         lines.append(f"`{AVERAGE}`: all samples of the RULER tasks above together.")
-    lines += ["", head, "|" + "---|" * len(rows[0]), *body]
+    lines += ["", markdown_table(rows)]
     cost = sentences_of(result["cost_of_not_knowing"])
     if cost:
         lines += ["", f'Asked after reading, the reader was told: "{LATER}"', "", *(f"- {line}" for line in cost)]
@@ -182,8 +181,3 @@ def _draw(
                     samples.append(maker.make(task, tokens, index, recipe.seed))
                 screen.advance()
     return samples, exams
-
-
-def _counter(tokenizer: Any) -> CountTokens:
-    """Tokens as the model that reads counts them."""
-    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

@@ -14,16 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from memtrain.corpus.counting import token_counter
 from memtrain.errors import UserError
 from memtrain.evaluation import long_qa, search_qa
 from memtrain.evaluation.long_qa import Asked, draw_texts
-from memtrain.long_qa import token_counter
 from memtrain.pipeline import load_engine
 from memtrain.qa.haystack import HaystackMaker
 from memtrain.qa.split import QuestionSplit, draw, load_split
 from memtrain.recipe import Recipe
 from memtrain.report.console import Screen
-from memtrain.report.plots import learning_curves
+from memtrain.report.plots import learning_curves, read_metrics
 from memtrain.report.summary import machine, versions
 from memtrain.report.trackers import Tracker
 from memtrain.rl.checkpoint import PartialFolder, RunFolder, write_atomically
@@ -170,7 +170,7 @@ async def _train(
     screen.stage("writing the model", 0)
     async with PartialFolder(folder.path / "model") as part:
         await engine.export(part)
-    rows = [json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(folder.metrics_file)
     summary = {
         "recipe": recipe.name,
         "fingerprint": recipe.fingerprint(),

@@ -13,22 +13,14 @@ from rich.text import Text
 from memtrain.compare.rows import MEMTRAIN, variants
 from memtrain.compare.table import AVERAGE, PRIMARY, Answers, numbers, of_agents, title
 from memtrain.compare.training import WATCHED, runs_of, training_table
-from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS
+from memtrain.evaluation.qa_metrics import GAIN, KEPT, METRICS, TITLES
 from memtrain.evaluation.statistics import Estimate
 from memtrain.recipe import Recipe
 from memtrain.report.compare_plots import training_curves
 from memtrain.report.console import print_grid
 from memtrain.report.plots import by_length, read_metrics
-from memtrain.report.summary import cell, machine, versions, write_whole
+from memtrain.report.summary import cell, machine, markdown_table, versions, write_whole
 
-NAMES = {
-    "exact": "exact match",
-    "em": "SQuAD exact match",
-    "f1": "F1",
-    "contains": "contains the answer",
-    KEPT: "answer in the last memory",
-    GAIN: "likelihood gain (nats)",
-}
 SAMPLES = 4
 """Questions whose last memories are shown, of each row."""
 MEMORY_CHARS = 400
@@ -79,27 +71,27 @@ def markdown(data: dict[str, Any], answers: Answers) -> str:
         f"{base[PRIMARY]['n']} questions at each length, seeds {seeds}; {data['task_steps']} steps of task RL at "
         f"lr {data['task_lr']:g} in every row that has it. Mean and 95% bootstrap interval over questions (a "
         "question's score is its mean over seeds). Failed or unboxed answers count as wrong.",
-        f"## {NAMES[PRIMARY].capitalize()} by length",
-        _table(main_grid(data)),
+        f"## {TITLES[PRIMARY].capitalize()} by length",
+        markdown_table(main_grid(data)),
         "## Every metric, average over lengths",
-        _table(metric_grid(data["rows"])),
+        markdown_table(metric_grid(data["rows"])),
         "## Differences, paired by question, average over lengths",
-        _table(difference_grid(data["differences"])),
+        markdown_table(difference_grid(data["differences"])),
         "p: two-sided sign-flip test of exact match over questions. Likelihood gain: how much likelier the first "
         "accepted answer is with the memory than with the question alone; it moves before exact match does.",
         "## Controls: the same models without the memory loop",
-        _table(control_grid(data)),
+        markdown_table(control_grid(data)),
     ]
     if data["ablations"]:
         full = {row: data["rows"][row] for row in (MEMTRAIN, f"{MEMTRAIN}-task") if row in data["rows"]}
         parts += [
             "## Ablations",
-            _table(metric_grid(full | data["ablations"])),
-            _table(difference_grid(data["ablation_differences"])),
+            markdown_table(metric_grid(full | data["ablations"])),
+            markdown_table(difference_grid(data["ablation_differences"])),
         ]
     if data["unchanged"]:
         parts.append(f"Not run, since the recipe is so already: {', '.join(data['unchanged'])}.")
-    parts += ["## Training", "First and last quarter of the steps.", _table(training_grid(data["training"]))]
+    parts += ["## Training", "First and last quarter of the steps.", markdown_table(training_grid(data["training"]))]
     parts += ["## Last memories", _memories(answers)]
     return "\n\n".join(parts) + "\n"
 
@@ -122,12 +114,12 @@ def metric_grid(rows: dict[str, Any]) -> Grid:
     """Rows by metrics, average over lengths."""
     names = (*METRICS, "answered", KEPT, GAIN)
     body = [[title(row), *(cell(found[AVERAGE][name]) for name in names)] for row, found in rows.items()]
-    return [["", *(NAMES.get(name, name) for name in names)], *body]
+    return [["", *(TITLES[name] for name in names)], *body]
 
 
 def difference_grid(differences: Sequence[dict[str, Any]]) -> Grid:
     """What was tested, every metric, p, and each seed."""
-    head = ["difference", *(NAMES[name] for name in (*METRICS, KEPT, GAIN)), "p", "n", "by seed"]
+    head = ["difference", *(TITLES[name] for name in (*METRICS, KEPT, GAIN)), "p", "n", "by seed"]
     return [head] + [
         [
             f"{title(found['row'])} minus {title(found['against'])}",
@@ -194,8 +186,3 @@ def _signed(value: Estimate) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _table(rows: Grid) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

@@ -23,6 +23,7 @@ from memtrain.compare.table import Answers
 from memtrain.errors import UserError
 from memtrain.qa.split import load_split
 from memtrain.recipe import Recipe
+from memtrain.report.plots import read_metrics
 from memtrain.rl.checkpoint import RunFolder, write_atomically
 
 
@@ -120,8 +121,7 @@ def training_seconds(folder: Path) -> float:
     """Seconds that a run's training steps take: of each stage the median step times the number of steps, so that a
     machine that slept or was busy with something else does not count."""
     seconds: dict[str, list[float]] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_metrics(folder / "metrics.jsonl"):
         seconds.setdefault(row["stage"], []).append(row["seconds"])
     return sum(len(steps) * median(steps) for steps in seconds.values())
 

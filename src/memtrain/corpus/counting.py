@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memtrain.assets import cache_home
 from memtrain.corpus.scripts import UNSPACED
@@ -31,6 +32,11 @@ class TokenCounter:
 
     def __call__(self, texts: list[str]) -> list[int]:
         return self.count(texts)
+
+
+def token_counter(tokenizer: Any) -> CountTokens:
+    """Tokens as a transformers tokenizer counts them, that of the model that reads, say."""
+    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def default_counter() -> TokenCounter:

@@ -21,6 +21,17 @@ Not a score of what was said: it moves long before a small model's exact match l
 KEPT = "kept"
 """Whether an accepted answer stands in the last memory: a memory that lost it, or a reply that did not use it?"""
 
+TITLES = {
+    "exact": "exact match",
+    "em": "SQuAD exact match",
+    "f1": "F1",
+    "contains": "contains the answer",
+    "answered": "answered",
+    KEPT: "answer in the last memory",
+    GAIN: "likelihood gain (nats)",
+}
+"""Heads of the columns, for a person."""
+
 
 def scores(reply: str, golds: Sequence[str]) -> dict[str, float]:
     """All metrics of one reply, best over the accepted spellings; ``answered`` says whether there was a box."""

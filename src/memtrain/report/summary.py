@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,12 @@ def cell(value: Estimate | None) -> str:
         return "-"
     low, high = value["ci95"]
     return short(value["mean"]) + (f" [{short(low)}, {short(high)}]" if low is not None else "")
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them the head, as a Markdown table without a line break at its end."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def short(value: float) -> str:
