@@ -33,7 +33,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """In place of memtrain.pipeline: records what the command line asks for."""
     module: Any = types.ModuleType("memtrain.pipeline")
     module.calls = []
-    for name in ("demo", "build", "train", "evaluate", "read"):
+    for name in ("demo", "build", "train", "dry_run", "evaluate", "read"):
         setattr(module, name, lambda *arguments, name=name: module.calls.append((name, *arguments)))
     monkeypatch.setitem(sys.modules, "memtrain.pipeline", module)
     monkeypatch.setattr(memtrain, "pipeline", module, raising=False)
@@ -135,9 +135,9 @@ def test_commands_reach_the_pipeline(pipeline: Any, recipe: str, tmp_path: Path)
     first, second, third, dry, build, evaluate, read = pipeline.calls
     assert first == ("demo", Path("runs/demo"))
     assert second == ("demo", tmp_path)
-    assert (third[0], third[2:]) == ("train", (None, True, False))
+    assert (third[0], third[2].path, third[3]) == ("train", Path("runs") / third[1].name, True)
     assert (third[1].seed, third[1].train.steps, third[1].eval.probes) == (3, 9, 2)
-    assert dry[2:] == (Path("here"), False, True)
+    assert (dry[0], dry[1].train.steps) == ("dry_run", 4)
     assert (build[0], build[1].train.steps, build[2]) == ("build", 4, None)
     assert evaluate == ("evaluate", "runs/demo", "m", ["eval.samples=2"])
     assert read[:4] == ("read", [Path("a.txt"), Path("b.md")], "who?", read[4].model.name)

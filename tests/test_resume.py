@@ -16,7 +16,7 @@ import tiny
 import torch
 from tiny_run import comparable, metrics, outcome, small, stop_at, train, unbroken
 
-from memtrain import pipeline
+from memtrain import stages
 from memtrain.engines.torch.engine import TorchEngine
 from memtrain.recipe import Recipe
 from memtrain.rl import experience
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes four fifths of a tiny run; the undisturbed one is made before anything is changed."""
     unbroken()
-    monkeypatch.setattr(pipeline, "plot_all", lambda folder: None)
+    monkeypatch.setattr(stages, "plot_all", lambda folder: None)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("priming", 1), ("priming", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)])
@@ -95,16 +95,16 @@ def test_interrupted_in_the_middle_of_a_step(what: str, tmp_path: Path, monkeypa
 
 
 def test_interrupted_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, stopped = pipeline._measure, []
+    real, stopped = stages.measure, []
 
-    async def measure(engine: Any, held_out: Any, recipe: Recipe, label: str, screen: Any) -> Any:
-        result = await real(engine, held_out, recipe, label, screen)
+    async def measure(engine: Any, held_out: Any, recipe: Recipe, label: str, *others: Any) -> Any:
+        result = await real(engine, held_out, recipe, label, *others)
         if label not in stopped:
             stopped.append(label)
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(pipeline, "_measure", measure)
+    monkeypatch.setattr(stages, "measure", measure)
     run = tmp_path / "run"
     for attempt in range(5):
         try:

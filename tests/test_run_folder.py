@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_run import comparable, outcome, small, train, unbroken
 
-from memtrain import pipeline
+from memtrain import stages
 from memtrain.engines.torch.engine import TorchEngine
 from memtrain.errors import UserError
 from memtrain.rl.checkpoint import PartialFolder, Position, RunFolder, write_atomically
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes four fifths of a tiny run; the undisturbed one is made before anything is changed."""
     unbroken()
-    monkeypatch.setattr(pipeline, "plot_all", lambda folder: None)
+    monkeypatch.setattr(stages, "plot_all", lambda folder: None)
 
 
 def test_a_second_run_in_the_same_folder() -> None:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny_run import made_up_reward, metrics, outcome, small, train, unbroken
 
-from memtrain import pipeline
+from memtrain import stages
 from memtrain.engines.torch.engine import TorchEngine
 from memtrain.rl import experience
 from memtrain.types import Row
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes four fifths of a tiny run; the undisturbed one is made before anything is changed."""
     unbroken()
-    monkeypatch.setattr(pipeline, "plot_all", lambda folder: None)
+    monkeypatch.setattr(stages, "plot_all", lambda folder: None)
 
 
 def test_a_run_leaves_everything_behind() -> None:

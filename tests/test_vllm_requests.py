@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memtrain.engines.seeds import Seeds
 from memtrain.engines.vllm.requests import (
-    Seeds,
     completion,
     completion_of_answer,
     sampling_options,

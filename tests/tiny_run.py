@@ -17,8 +17,9 @@ import pytest
 import tiny
 from synthetic_corpus import write_corpus
 
-from memtrain import pipeline
+from memtrain import pipeline, stages
 from memtrain.recipe import Recipe, parse_recipe
+from memtrain.rl.checkpoint import RunFolder
 
 TIMINGS = {"seconds", "update_seconds", "tokens_per_second"}
 
@@ -45,7 +46,7 @@ def unbroken() -> Path:
 
 
 def train(recipe: Recipe, run: Path, resume: bool = False) -> None:
-    pipeline.train(recipe, run, resume=resume, dry_run=False)
+    pipeline.train(recipe, RunFolder(run), resume=resume)
 
 
 def small(**sections: dict[str, Any]) -> Recipe:
@@ -112,7 +113,7 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, error: BaseException) -> None:
     """Raise once, when the metrics of a step are told to trackers."""
-    told: Callable[..., None] = pipeline._Run._track
+    told: Callable[..., None] = stages.Run._track
     armed = [True]
 
     def track(self: Any, at: str, number: int, values: dict[str, float]) -> None:
@@ -121,7 +122,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, error: BaseE
             armed.clear()
             raise error
 
-    monkeypatch.setattr(pipeline._Run, "_track", track)
+    monkeypatch.setattr(stages.Run, "_track", track)
 
 
 def made_up_reward(kind: str, text: str, golds: Any) -> float:

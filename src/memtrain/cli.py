@@ -26,6 +26,7 @@ from memtrain.commands.qa import qa
 from memtrain.commands.search import search_qa, search_server
 from memtrain.commands.suite import suite
 from memtrain.commands.task import task
+from memtrain.commands.train import train
 from memtrain.errors import UserError
 from memtrain.recipe import load_recipe
 
@@ -54,31 +55,6 @@ def build(recipe: RecipeName, overrides: Overrides = (), out: Out = None) -> Non
     from memtrain import pipeline
 
     pipeline.build(settings, out)
-
-
-def train(
-    recipe: RecipeName,
-    overrides: Overrides = (),
-    out: Out = None,
-    resume: Annotated[
-        FlagCreatePairsOff[bool], arg(help="Go on where the run in the folder stopped, to the same numbers.")
-    ] = False,
-    dry_run: Annotated[
-        FlagCreatePairsOff[bool], arg(help="Print what would run (tokens, memory, time), run one step, keep nothing.")
-    ] = False,
-) -> None:
-    """Build documents, evaluate, prime, train with GRPO, evaluate again. Writes summary.json and plots.
-
-    Example: memtrain train demo-cpu --dry-run
-
-    Example: memtrain train my.toml --set train.steps=100 train.lr=5e-6 --out runs/mine
-
-    Example: memtrain train my.toml --set train.steps=100 train.lr=5e-6 --out runs/mine --resume
-    """
-    settings = load_recipe(recipe, flat(overrides))
-    from memtrain import pipeline
-
-    pipeline.train(settings, out, resume, dry_run)
 
 
 def evaluate(

@@ -1,16 +1,13 @@
 """What the commands do: one function a command, each a short road through the rooms.
 
-Stages of a run: documents -> evaluation -> priming -> evaluation -> GRPO -> evaluation -> model, summary, plots. Every
-stage leaves a file when it is finished; ``--resume`` starts at the first one that is missing.
+Documents and a model come here; what a run does with them is in ``stages.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +16,15 @@ from rich.text import Text
 
 from memtrain.assets import model_path
 from memtrain.corpus import documents as corpus_documents
+from memtrain.engines.workers import ALONE, Workers, together
 from memtrain.errors import UserError
 from memtrain.evaluation.proxy import EvalResult
-from memtrain.evaluation.proxy import evaluate as evaluate_proxy
 from memtrain.memory.prompts import Prompts
 from memtrain.recipe import Recipe, load_recipe, parse_recipe
 from memtrain.report.console import Screen, print_grid
-from memtrain.report.plots import plot_all
-from memtrain.report.summary import cell, headline, summarise, table, write_summary
-from memtrain.report.trackers import Tracker
-from memtrain.rl.checkpoint import PartialFolder, RunFolder, write_atomically
-from memtrain.rl.trainer import Trainer
-from memtrain.types import TrainingDocument
+from memtrain.report.summary import headline, table
+from memtrain.rl.checkpoint import RunFolder
+from memtrain.stages import Run, measure
 
 DEMO = "demo-cpu"
 
@@ -41,7 +35,7 @@ def demo(out: Path) -> None:
     run = RunFolder(out)
     if (out / "summary.json").exists():
         raise UserError(f"{out} holds a finished demo; look at it with memtrain show {out}, or choose another --out")
-    train(recipe, out, resume=run.started, dry_run=False)
+    train(recipe, run, resume=run.started)
 
 
 def build(recipe: Recipe, out: Path | None) -> None:
@@ -51,22 +45,50 @@ def build(recipe: Recipe, out: Path | None) -> None:
         _build(recipe, folder, screen)
 
 
-def train(recipe: Recipe, out: Path | None, resume: bool, dry_run: bool) -> None:
-    """The whole main job of a recipe, or one step of each stage for a look at its cost."""
-    if dry_run:
-        from memtrain.dry_run import dry_run as look
+def dry_run(recipe: Recipe) -> None:
+    """One step of each stage, for a look at its cost."""
+    from memtrain.dry_run import dry_run as look
 
-        look(recipe)
-        return
-    run = RunFolder(out or Path("runs") / recipe.name)
-    with run.locked():
-        run.check(recipe, resume)
-        with Screen(f"memtrain {recipe.name} → {run.path}") as screen:
-            engine = load_engine(recipe, screen, training=True)
-            _build(recipe, run.path / "documents", screen)
-            run.claim(recipe)
-            asyncio.run(_Run(recipe, run, engine, screen).stages())
-        print_summary(run.path)
+    look(recipe)
+
+
+def train(recipe: Recipe, run: RunFolder, resume: bool) -> None:
+    """The whole main job of a recipe, in this process."""
+    with Screen(f"memtrain {recipe.name} → {run.path}") as screen:
+        train_in(run, recipe, resume, screen)
+    print_summary(run.path)
+
+
+def train_in(run: RunFolder, recipe: Recipe, resume: bool, screen: Screen, workers: Workers = ALONE) -> None:
+    """All stages of a recipe in a run's folder, as one of its workers.
+
+    Raises :class:`UserError` on every worker where one of them raises it.
+    """
+    writes = workers.rank == 0
+    with run.locked() if writes else nullcontext():
+
+        async def begin() -> Any:
+            if writes:
+                run.check(recipe, resume)
+            return load_engine(recipe, screen, training=True, workers=workers)
+
+        async def build() -> None:
+            if writes:
+                _build(recipe, run.path / "documents", screen)
+                run.claim(recipe)
+                run.kept()
+
+        async def fetch() -> None:
+            if not writes:
+                run.fetch()
+
+        async def work() -> None:
+            engine = await together(workers, begin())
+            await together(workers, build())
+            await together(workers, fetch())
+            await Run(recipe, run, engine, screen, workers).stages()
+
+        asyncio.run(work())
 
 
 def evaluate(target: str, model: str | None, overrides: list[str]) -> None:
@@ -79,7 +101,8 @@ def evaluate(target: str, model: str | None, overrides: list[str]) -> None:
         engine = load_engine(recipe, screen)
         _build(recipe, run.path / "documents", screen)
         held_out = corpus_documents.open_documents(run.path / "documents", "held_out")
-        result = asyncio.run(_measure(engine, held_out, recipe, Path(recipe.model.name).name, screen))
+        chosen = held_out[: recipe.eval.documents]
+        result = asyncio.run(measure(engine, chosen, recipe, Path(recipe.model.name).name, screen))
     file = run.path / "eval" / f"model-{Path(recipe.model.name).name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     result.save(file)
@@ -125,22 +148,35 @@ def read(files: list[Path], ask: str, model: str, recipe: Recipe) -> None:
     console.print(Text(f"answer: {last_boxed(text_of_answer) or text_of_answer}", style="bold"))
 
 
-def load_engine(recipe: Recipe, screen: Screen, training: bool = False) -> Any:
-    """The engine of a recipe, with its prompts checked against the model's window, and whether it can train."""
+def load_engine(recipe: Recipe, screen: Screen, training: bool = False, workers: Workers | None = None) -> Any:
+    """The engine of a recipe, with its prompts checked against the model's window, and whether it can train.
+
+    As one of several ``workers`` it shares its updates, and draws that do not depend on which worker reads what.
+    """
     name = recipe.model.name
+    if recipe.engine == "tinker":
+        screen.stage("connecting to the Tinker server", 0)
+        from memtrain.engines.tinker.engine import connect
+
+        engine: Any = connect(recipe)
+        engine.on_progress = screen.inner
+        Prompts(engine.tokenizer, recipe.memory).budget(engine.context_tokens)
+        return engine
     folder = model_path(name) or name  # downloads with a progress display of its own
     screen.stage(f"loading {name}", 0)
     from memtrain.engines.torch.engine import TorchEngine
     from memtrain.engines.torch.model import load_model
 
     loaded = load_model(folder, recipe.model, recipe.seed)
-    engine: Any = TorchEngine(
+    engine = TorchEngine(
         loaded,
         seed=recipe.seed,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
         max_sequences=recipe.sampler.max_sequences or None,
         gradient_checkpointing=recipe.train.gradient_checkpointing,
         compile_sampler=recipe.sampler.compile,
+        workers=workers or ALONE,
+        seed_by_prompt=workers is not None and workers is not ALONE,
     )
     if recipe.sampler.kind != "torch":
         from memtrain.engines.vllm.engine import with_vllm
@@ -152,104 +188,6 @@ def load_engine(recipe: Recipe, screen: Screen, training: bool = False) -> Any:
     engine.on_progress = screen.inner
     Prompts(engine.tokenizer, recipe.memory).budget(engine.context_tokens)
     return engine
-
-
-class _Run:
-    """The stages of one training run, each skipped where its result is already there."""
-
-    def __init__(self, recipe: Recipe, run: RunFolder, engine: Any, screen: Screen) -> None:
-        self.recipe, self.run, self.engine, self.screen = recipe, run, engine, screen
-        self.documents = corpus_documents.open_documents(run.path / "documents", "train")
-        self.held_out = corpus_documents.open_documents(run.path / "documents", "held_out")
-        self.clock = _Seconds(run.path / "seconds.json")
-        self.tracker = Tracker(recipe.log.tracker, recipe.log.project, recipe.name, recipe.model_dump(), run.path)
-        self.trainer = Trainer(engine, recipe, self.documents, run, screen, self._track, self.measure)
-
-    async def stages(self) -> None:
-        """From the first stage that is not finished to the summary."""
-        recipe, run = self.recipe, self.run
-        (run.path / "eval").mkdir(exist_ok=True)
-        position = run.latest()
-        run.cut_metrics(position)
-        results = {}
-        if position is None:
-            results["before"] = await self.measure("before")
-        else:
-            self.screen.note(f"resuming after step {position.step} of {position.stage}")
-            await self.engine.load(run.place(position))
-            results["before"] = EvalResult.load(self._eval_file("before"))
-        in_grpo = position is not None and position.stage == "grpo"
-        if recipe.priming.steps:
-            if not in_grpo:
-                with self.clock("priming"):
-                    await self.trainer.prime(position.step if position else 0)
-                results["after_priming"] = await self.measure("after_priming")
-            else:
-                results["after_priming"] = EvalResult.load(self._eval_file("after_priming"))
-        if recipe.train.steps:
-            with self.clock("grpo"):
-                await self.trainer.train(position.step if in_grpo and position else 0)
-            results["after"] = await self.measure("after")
-        else:  # priming alone: its end is the run's end
-            results["after"] = results.get("after_priming", results["before"])
-        self.screen.stage("writing the model", 0)
-        async with PartialFolder(run.path / "model") as part:
-            await self.engine.export(part)
-        extra = {"tokens_sampled": getattr(self.engine, "tokens_sampled", None)}
-        write_summary(run.path, summarise(results, recipe, self.clock.seconds, extra))
-        plot_all(run.path)
-        self.tracker.close()
-
-    async def measure(self, label: str) -> EvalResult:
-        """Evaluate under a label, once: a result that is there is read back."""
-        file = self._eval_file(label)
-        if file.exists():
-            return EvalResult.load(file)
-        with self.clock(f"evaluation {label}"):
-            await self.engine.reseed(f"{self.recipe.seed}/evaluation")
-            result = await _measure(self.engine, self.held_out, self.recipe, label, self.screen)
-        result.save(file)
-        self.screen.note(f"{label}: " + _one_line(result))
-        return result
-
-    def _eval_file(self, label: str) -> Path:
-        return self.run.path / "eval" / f"{label}.json"
-
-    def _track(self, stage: str, step: int, metrics: dict[str, float]) -> None:
-        offset = self.recipe.priming.steps if stage == "grpo" else 0
-        self.tracker.log(offset + step, {f"{stage}/{name}": value for name, value in metrics.items()})
-
-
-class _Seconds:
-    """Wall time of stages, summed over resumed parts."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
-            write_atomically(self.file, json.dumps(self.seconds))
-
-
-async def _measure(
-    engine: Any, held_out: Sequence[TrainingDocument], recipe: Recipe, label: str, screen: Screen
-) -> EvalResult:
-    count = min(len(held_out), recipe.eval.documents) * recipe.eval.samples
-    screen.stage(f"evaluation {label}", count)
-    shown = 0
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        screen.advance(done - shown)
-        shown = done
-
-    return await evaluate_proxy(engine, held_out[: recipe.eval.documents], recipe, label, progress)
 
 
 def _build(recipe: Recipe, folder: Path, screen: Screen) -> Any:
@@ -286,13 +224,6 @@ def _text_of(file: Path) -> str:
     if "\0" in text or not text.strip():
         raise UserError(f"{file} is {'not a text file' if text.strip() else 'empty'}; give a file with text in it")
     return text
-
-
-def _one_line(result: EvalResult) -> str:
-    summary = result.summary()
-    names = ("recall_likelihood_gain", "recall_logprob", "recall_f1", "entities_kept")
-    parts = [f"{name.replace('_', ' ')} {cell(summary[name])}" for name in names if name in summary]
-    return ", ".join(parts) + f" (n = {result.notes['documents']} documents)"
 
 
 def print_table(data: dict[str, Any]) -> None:

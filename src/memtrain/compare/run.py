@@ -77,7 +77,7 @@ class _Comparison:
     def _memtrain(self, folder: Path, recipe: Recipe) -> str:
         """The MemTrain stage; its model's folder."""
         if not (folder / "summary.json").exists():
-            pipeline.train(recipe, folder, resume=True, dry_run=False)
+            pipeline.train(recipe, RunFolder(folder), resume=True)
             gc.collect()  # an engine is a ring of references: without this the next one finds its memory taken
         return str(folder / "model")
 

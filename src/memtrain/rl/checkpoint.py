@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from memtrain.engines.base import Engine
 from memtrain.errors import UserError
@@ -38,11 +38,30 @@ class Position:
     """Finished steps of that stage."""
 
 
+class Store(Protocol):
+    """A copy of a run's folder elsewhere (``launch/storage.py``)."""
+
+    def push(self) -> None: ...
+    def fetch(self) -> None: ...
+
+
 class RunFolder:
     """``runs/<name>``: recipe, documents, metrics, samples, checkpoints, evaluations, model, summary."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, store: Store | None = None, launch: str = ""):
+        """``store``: keeps a copy of the folder where all machines reach it. ``launch``: tells a restart of the same
+        launch, which goes on by itself, from a second run."""
+        self.path, self.store, self.launch = path, store, launch
+
+    def kept(self) -> None:
+        """Something was finished: bring the copy up to date."""
+        if self.store is not None:
+            self.store.push()
+
+    def fetch(self) -> None:
+        """Bring this machine's folder up to date with the copy."""
+        if self.store is not None:
+            self.store.fetch()
 
     @property
     def metrics_file(self) -> Path:
@@ -66,7 +85,7 @@ class RunFolder:
         settings or is finished, and where the folder holds something else. ``resume`` in an empty folder starts anew.
         """
         if self.started:
-            if not resume:
+            if not resume and not self._launched_so():
                 raise UserError(
                     f"{self.path} already holds a run; add --resume to go on with it, choose another --out, "
                     "or delete the folder"
@@ -83,7 +102,7 @@ class RunFolder:
                     f"the run in {self.path} has done {done.step} steps already; set train.steps to {done.step} or "
                     "more, or choose another --out"
                 )
-        elif any(p.name not in {".lock", "documents"} for p in self.path.iterdir()):
+        elif any(p.name not in {".lock", ".ray", "documents"} for p in self.path.iterdir()):
             raise UserError(f"{self.path} holds files but no run (no recipe.json); choose another --out folder")
 
     def claim(self, recipe: Recipe) -> None:
@@ -94,6 +113,13 @@ class RunFolder:
             for name in ("summary.json", "eval/after.json"):
                 (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2))
+
+        if self.launch:
+            write_atomically(self.path / "launch.txt", self.launch)
+
+    def _launched_so(self) -> bool:
+        file = self.path / "launch.txt"
+        return bool(self.launch) and file.exists() and file.read_text(encoding="utf-8") == self.launch
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = []
@@ -150,6 +176,7 @@ class RunFolder:
             await engine.save(part)
         for old in sorted(self.checkpoints.glob("*-*"), key=lambda p: p.stat().st_mtime)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
+        self.kept()
 
     def cut_metrics(self, position: Position | None) -> None:
         """Drop metric lines of steps after the checkpoint, which will run again."""

@@ -63,6 +63,8 @@ class Experience:
     rows: list[Row]
     metrics: dict[str, float]
     episodes: list[Episodes]
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of how many things a metric is the mean; those without are counts. Workers' metrics are combined by them."""
 
 
 async def collect(
@@ -82,7 +84,8 @@ def experience_of(episodes: Sequence[Episodes], recipe: Recipe) -> Experience:
     rows = list(batch.rows)
     if recipe.train.recall_cross_entropy > 0:
         rows += [row for e in episodes for row in cross_entropy_rows(e.known, group_id=e.document.id)]
-    return Experience(rows, _metrics(list(episodes)) | batch.metrics | _dropped(batch), list(episodes))
+    metrics, weights = _metrics(list(episodes))
+    return Experience(rows, metrics | batch.metrics | _dropped(batch), list(episodes), weights)
 
 
 async def _episodes(engine: Engine, prompts: Prompts, document: ReadingDocument, recipe: Recipe, step: int) -> Episodes:
@@ -193,25 +196,22 @@ def trained_on(recipe: Recipe, size: int, rng: random.Random) -> list[int]:
     return sorted(rng.sample(range(size), n)) if 0 < n < size else list(range(size))
 
 
-def _metrics(episodes: list[Episodes]) -> dict[str, float]:
+def _metrics(episodes: list[Episodes]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over a step's episodes and of how many values each is the mean; and the number of probes."""
     # A searcher's turns write its memory too.
     writes = [turn for e in episodes for t in e.trajectories for turn in t.turns if turn.kind in ("write", "search")]
-    recall = [value for e in episodes for values in e.recall for value in values]
-    kept = [value for e in episodes for value in e.entities_kept]
-    metrics = {
-        "reward": fmean(reward for e in episodes for reward in e.rewards),
-        "reconstruction_reward": fmean(reward for e in episodes for reward in e.e2e),
-        "reward_std_in_group": fmean(_std(e.rewards) for e in episodes),
-        "probes": float(sum(len({probe for asked in e.probes for probe in asked}) for e in episodes)),
+    values: dict[str, list[float]] = {
+        "reward": [reward for e in episodes for reward in e.rewards],
+        "reconstruction_reward": [reward for e in episodes for reward in e.e2e],
+        "reward_std_in_group": [_std(e.rewards) for e in episodes],
+        "memory_tokens": [len(turn.completion_ids) for turn in writes],
+        "truncated": [turn.stop_reason == "length" for turn in writes],
+        "recall_reward": [value for e in episodes for values in e.recall for value in values],
+        "entities_kept": [value for e in episodes for value in e.entities_kept],
     }
-    if writes:
-        metrics["memory_tokens"] = fmean(len(turn.completion_ids) for turn in writes)
-        metrics["truncated"] = fmean(turn.stop_reason == "length" for turn in writes)
-    if recall:
-        metrics["recall_reward"] = fmean(recall)
-    if kept:
-        metrics["entities_kept"] = fmean(kept)
-    return metrics
+    metrics = {name: fmean(found) for name, found in values.items() if found}
+    weights = {name: float(len(found)) for name, found in values.items() if found}
+    return metrics | {"probes": float(sum(len({p for asked in e.probes for p in asked}) for e in episodes))}, weights
 
 
 def _std(values: Sequence[float]) -> float:

@@ -11,8 +11,8 @@ its tokens back. It multiplies the surrogate alone, a token at a time, as ``toke
 ``rollout_is = "token"`` in verl do.
 
 Z is the number of conversations (paper) or of their completion tokens (released code), over the rows of the whole
-update: micro-batches only split the sums. End-to-end and recall rows enter alike; what couples the two tasks is the
-reward (``rl/rewards.py``). CE is the mean cross-entropy per token over rows whose completion is known.
+update: micro-batches and workers only split the sums. End-to-end and recall rows enter alike; what couples the two
+tasks is the reward (``rl/rewards.py``). CE is the mean cross-entropy per token over rows whose completion is known.
 
 Shapes: T completion tokens of a micro-batch, row after row.
 """
@@ -32,6 +32,32 @@ MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
+class RowCounts:
+    """What the denominators are made of; counts of several workers add up to those of the whole update."""
+
+    conversations: int = 0
+    """Policy rows."""
+    policy_tokens: int = 0
+    """Completion tokens of policy rows."""
+    known_tokens: int = 0
+    """Completion tokens of cross-entropy rows."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> RowCounts:
+        """Count over rows."""
+        policy = [row for row in rows if row.loss == "policy"]
+        known = sum(len(row.completion_ids) for row in rows if row.loss == "cross_entropy")
+        return cls(len(policy), sum(len(row.completion_ids) for row in policy), known)
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.conversations + other.conversations,
+            self.policy_tokens + other.policy_tokens,
+            self.known_tokens + other.known_tokens,
+        )
+
+
+@dataclass(frozen=True)
 class Normalisers:
     """Denominators of the whole update."""
 
@@ -42,11 +68,14 @@ class Normalisers:
 
     @classmethod
     def of(cls, rows: Sequence[Row], config: LossConfig) -> Normalisers:
-        """Count over all rows; at least 1, so that an empty side adds zero."""
-        policy = [row for row in rows if row.loss == "policy"]
-        tokens = sum(len(row.completion_ids) for row in policy)
-        known = sum(len(row.completion_ids) for row in rows if row.loss == "cross_entropy")
-        return cls(max(1, len(policy) if config.normaliser == "conversations" else tokens), max(1, known))
+        """Count over all rows."""
+        return cls.from_counts(RowCounts.of(rows), config)
+
+    @classmethod
+    def from_counts(cls, counts: RowCounts, config: LossConfig) -> Normalisers:
+        """At least 1, so that an empty side adds zero."""
+        policy = counts.conversations if config.normaliser == "conversations" else counts.policy_tokens
+        return cls(max(1, policy), max(1, counts.known_tokens))
 
 
 @dataclass
@@ -129,6 +158,25 @@ def add_stats(sums: dict[str, float], part: dict[str, float]) -> None:
     """Add a micro-batch's statistics to the update's: largest values stay the largest, all others are summed."""
     for key, number in part.items():
         sums[key] = max(sums.get(key, 0.0), number) if key.endswith("_max") else sums.get(key, 0.0) + number
+
+
+def update_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """What an update reports, from the sums over its micro-batches (and workers): means per token and counts."""
+    policy, known = max(sums["policy_tokens"], 1.0), max(sums["known_tokens"], 1.0)
+    metrics = {
+        "loss": sums["loss"],
+        "rows": float(sums["rows"]),
+        "policy_tokens": sums["policy_tokens"],
+        "clip_fraction": sums["clipped"] / policy,
+        "entropy": sums["entropy"] / policy,
+        "tokens_packed": float(sums["packed"]),
+        "tokens_separate": float(sums["separate"]),
+    } | mismatch_metrics(sums)
+    if sums["known_tokens"]:
+        metrics["cross_entropy"] = sums["cross_entropy"] / known
+    if "kl" in sums:
+        metrics["kl"] = sums["kl"] / policy
+    return metrics
 
 
 def mismatch_metrics(sums: dict[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from memtrain.engines.base import Engine, LossConfig, OptimiserConfig
+from memtrain.engines.workers import ALONE, Workers, combined, dealt_together, share, together
 from memtrain.errors import UserError
 from memtrain.memory.prompts import Prompts
 from memtrain.memory.reader import split_chunks
@@ -52,12 +53,14 @@ class Trainer:
         on_metrics: Callable[[str, int, dict[str, float]], None] = lambda stage, step, metrics: None,
         on_evaluate: Callable[[str], Awaitable[Any]] | None = None,
         collector: Collect | None = None,
+        workers: Workers = ALONE,
     ):
         """``documents``: what ``collector`` makes episodes of: training or question documents for the reader.
         ``on_metrics(stage, step, metrics)`` feeds trackers; ``on_evaluate(label)`` is awaited every
-        ``eval.every`` GRPO steps."""
+        ``eval.every`` GRPO steps. Each of the ``workers`` takes its share of a step's documents; only rank 0 writes."""
         self.engine, self.recipe, self.documents, self.run, self.watcher = engine, recipe, documents, run, watcher
         self.on_metrics, self.on_evaluate, self.collector = on_metrics, on_evaluate, collector or collect
+        self.workers = workers
         self.prompts = Prompts(engine.tokenizer, recipe.memory)
 
     async def prime(self, start: int = 0) -> None:
@@ -65,7 +68,7 @@ class Trainer:
         settings = self.recipe.priming
 
         async def step(number: int) -> dict[str, float]:
-            documents = self.batch("priming", number, settings.documents_per_step)
+            documents = share(self.workers, self.batch("priming", number, settings.documents_per_step))
             rows = [row for document in documents for row in self.pairs_of(document, number)]
             warm = min(1.0, number / max(1, settings.steps // 10))
             return await self.supervise(rows, settings.lr * warm)
@@ -84,9 +87,10 @@ class Trainer:
 
     async def grpo_step(self, number: int) -> dict[str, float]:
         """Step ``number`` (from 1): roll out, reward, compare, update once."""
-        experience = await self.collect(number)
+        experience = await together(self.workers, self.collect(number))
+        metrics = combined(self.workers, experience.metrics, experience.weights)
         self._show(experience, number)
-        return experience.metrics | await self.learn(experience, number)
+        return metrics | await self.learn(experience, number)
 
     async def supervise(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
         """One optimiser step of plain cross-entropy."""
@@ -99,8 +103,8 @@ class Trainer:
         return pairs(document, chunks, self.prompts, self.recipe.memory, self.recipe.priming, rng)
 
     async def collect(self, number: int) -> Experience:
-        """The experience of GRPO step ``number`` (from 1)."""
-        documents = self.batch("grpo", number, self.recipe.train.documents_per_step)
+        """The experience of GRPO step ``number`` (from 1): this worker's share."""
+        documents = share(self.workers, self.batch("grpo", number, self.recipe.train.documents_per_step))
         return await self.collector(self.engine, self.prompts, documents, self.recipe, number)
 
     async def learn(self, experience: Experience, number: int) -> dict[str, float]:
@@ -117,7 +121,7 @@ class Trainer:
             importance_sampling_cap=self.recipe.importance_sampling_cap,
         )
         warm = min(1.0, number / train.warmup_steps) if train.warmup_steps else 1.0
-        parts = mini_batches(experience.rows, train.mini_batches)
+        parts = mini_batches(experience.rows, train.mini_batches, self._with_rows(experience.rows, number))
         found = [await self.engine.update(part, loss, self._optimiser(train.lr * warm)) for part in parts]
         if len(found) == 1:
             return found[0]
@@ -125,6 +129,14 @@ class Trainer:
             name: (sum if name in COUNTS else fmean)([metrics[name] for metrics in found if name in metrics])
             for name in found[0]
         }
+
+    def _with_rows(self, rows: Sequence[Row], number: int) -> list[str] | None:
+        """Documents of a step that any worker has rows of, in the order of the batch."""
+        if self.workers.size == 1:
+            return None
+        having = set().union(*self.workers.gather({document_of(row) for row in rows}))
+        ids = (d.id.split("/")[0] for d in self.batch("grpo", number, self.recipe.train.documents_per_step))
+        return [name for name in dict.fromkeys(ids) if name in having]
 
     async def _loop(
         self, stage: str, start: int, total: int, step: Callable[[int], Awaitable[dict[str, float]]]
@@ -141,12 +153,13 @@ class Trainer:
                 done = number
                 metrics["seconds"] = time.perf_counter() - began
                 metrics["tokens_per_second"] = metrics.get("tokens_separate", 0.0) / metrics["seconds"]
-                self.run.log({"stage": stage, "step": number, **metrics})
-                self.on_metrics(stage, number, metrics)
+                if self.workers.rank == 0:
+                    self.run.log({"stage": stage, "step": number, **metrics})
+                    self.on_metrics(stage, number, metrics)
                 self.watcher.advance()
                 self.watcher.metrics(number, metrics)
                 if number == total or (log.checkpoint_every and number % log.checkpoint_every == 0):
-                    await self.run.save(self.engine, Position(stage, number), log.keep_checkpoints)
+                    await self._save(Position(stage, number))
                 every = self.recipe.eval.every
                 if stage == "grpo" and self.on_evaluate and every and number % every == 0 and number < total:
                     await self.on_evaluate(f"step-{number}")
@@ -154,8 +167,13 @@ class Trainer:
         except (KeyboardInterrupt, asyncio.CancelledError, UserError):
             # A step is all or nothing, so what stands now is the state after the last finished one.
             if done > start:
-                await self.run.save(self.engine, Position(stage, done), log.keep_checkpoints)
+                await self._save(Position(stage, done))
             raise
+
+    async def _save(self, position: Position) -> None:
+        """A checkpoint: all workers hold the same weights, so one writes."""
+        if self.workers.rank == 0:
+            await self.run.save(self.engine, position, self.recipe.log.keep_checkpoints)
 
     def _optimiser(self, lr: float) -> OptimiserConfig:
         train = self.recipe.train
@@ -176,26 +194,41 @@ class Trainer:
 
     def _show(self, experience: Experience, number: int) -> None:
         """A memory on the screen, and the step's samples on disk."""
-        first = experience.episodes[0]
-        best = max(range(len(first.rewards)), key=lambda place: first.rewards[place])
-        self.watcher.sample(first.trajectories[best].memories[-1], first.rewards[best])
+        if experience.episodes:
+            first = experience.episodes[0]
+            best = max(range(len(first.rewards)), key=lambda place: first.rewards[place])
+            self.watcher.sample(first.trajectories[best].memories[-1], first.rewards[best])
         limit = self.recipe.log.samples
         if limit:
-            records = sample_records(experience.episodes, self.prompts, number, limit, self.recipe.train.std_normalise)
-            write_samples(self.run.path / "samples" / f"grpo-{number:06d}.parquet", records)
+            groups = [
+                sample_records([found], self.prompts, number, 1, self.recipe.train.std_normalise)
+                for found in experience.episodes[: -(-limit // self.workers.size)]
+            ]
+            kept = dealt_together(self.workers.gather(groups))[:limit]
+            if self.workers.rank == 0:
+                records = [record for group in kept for record in group]
+                write_samples(self.run.path / "samples" / f"grpo-{number:06d}.parquet", records)
 
 
-def mini_batches(rows: Sequence[Row], n: int) -> list[list[Row]]:
+def mini_batches(rows: Sequence[Row], n: int, documents: Sequence[str] | None = None) -> list[list[Row]]:
     """Deal the groups of a step into up to ``n`` mini-batches of about as many groups, in order; rows of a document
-    stay together. At least one comes back, empty where there are no rows."""
-    if n == 1 or not rows:
+    stay together. At least one comes back, empty where there are no rows.
+
+    ``documents``: ids of all documents with rows, in order, where other workers hold some of them; a mini-batch is then
+    this worker's part of one, and may be empty."""
+    if n == 1:
         return [list(rows)]
-    documents = list(dict.fromkeys(row.group_id.split("/")[0] for row in rows))
-    part = {document: place * n // len(documents) for place, document in enumerate(documents)}
+    known = list(dict.fromkeys(map(document_of, rows))) if documents is None else documents
+    part = {document: place * n // len(known) for place, document in enumerate(known)}
     dealt: list[list[Row]] = [[] for _ in range(n)]
     for row in rows:
-        dealt[part[row.group_id.split("/")[0]]].append(row)
-    return [rows for rows in dealt if rows]
+        dealt[part[document_of(row)]].append(row)
+    return [dealt[place] for place in sorted(set(part.values()))] or [[]]
+
+
+def document_of(row: Row) -> str:
+    """Id of the document that a row came from."""
+    return row.group_id.split("/")[0]
 
 
 def write_samples(path: Path, records: list[dict[str, Any]]) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from memtrain.settings.base import Mode, RewardKind, Section
 from memtrain.settings.downstream import CompareSettings, QaSettings
 from memtrain.settings.search import SearchSettings
+from memtrain.settings.tinker import TinkerSettings
 from memtrain.settings.training import (
     CorpusSettings,
     DocumentSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "SearchSettings",
     "Section",
     "TaskSettings",
+    "TinkerSettings",
     "TrainSettings",
 ]
 
@@ -57,6 +59,8 @@ class Recipe(Section):
     """Names the run folder: ``runs/<name>``."""
     seed: int = 0
     """Every random draw of the run comes from it."""
+    engine: Literal["torch", "tinker"] = "torch"
+    """torch: the model in this process (with workers: in each); tinker: a server of the Tinker API ([tinker])."""
     model: ModelSettings = ModelSettings()
     corpus: CorpusSettings = CorpusSettings()
     entities: EntitySettings = EntitySettings()
@@ -65,6 +69,7 @@ class Recipe(Section):
     tasks: TaskSettings = TaskSettings()
     priming: PrimingSettings = PrimingSettings()
     sampler: SamplerSettings = SamplerSettings()
+    tinker: TinkerSettings = TinkerSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     log: LogSettings = LogSettings()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
 from memtrain.engines.prefix_tree import pack_by_budget
+from memtrain.engines.seeds import Seeds
 from memtrain.engines.torch.attention import checkpoint_contexts
 from memtrain.engines.torch.batching import Batch, Batcher, together
 from memtrain.engines.torch.cpu_memory import keep_freed_memory
@@ -26,8 +27,9 @@ from memtrain.engines.torch.model import LoadedModel, end_tokens
 from memtrain.engines.torch.optimiser import MasterAdamW
 from memtrain.engines.torch.rollout_model import RolloutModel
 from memtrain.engines.torch.sampling import MIN_SHARED, Request, sample_batch
+from memtrain.engines.workers import ALONE, Workers
 from memtrain.errors import UserError
-from memtrain.rl.loss import Normalisers, TokenBatch, add_stats, joint_loss, mismatch_metrics
+from memtrain.rl.loss import Normalisers, RowCounts, TokenBatch, add_stats, joint_loss, update_metrics
 from memtrain.types import Completion, Row, SamplingParams
 
 ScoreRequest = tuple[tuple[int, ...], tuple[int, ...], Weights]
@@ -47,17 +49,23 @@ class TorchEngine:
         share_prefixes: bool = True,
         overlap: bool | None = None,
         compile_sampler: bool = False,
+        workers: Workers = ALONE,
+        seed_by_prompt: bool = False,
     ):
         """``max_sequences`` decode together (default 64 on a CPU, 256 on a GPU); ``share_prefixes`` = False runs
         every row by itself, for comparison; ``overlap`` samples in a thread of its own while episodes go on
-        (default: on a GPU); ``compile_sampler`` samples with layers that went through torch.compile."""
+        (default: on a GPU); ``compile_sampler`` samples with layers that went through torch.compile.
+        ``workers`` share every update; ``seed_by_prompt`` gives each request random numbers of its own, by its prompt
+        and how often that was asked, so that draws do not depend on who else decodes."""
         self.loaded = loaded
         self.micro_batch_tokens = micro_batch_tokens
         self.max_sequences = max_sequences or (64 if loaded.device.type == "cpu" else 256)
         self.on_progress: ProgressCallback | None = None
         self.tokens_sampled = 0
         self._min_shared = MIN_SHARED if share_prefixes else 1 << 30
+        self.workers = workers
         self._generator = torch.Generator().manual_seed(seed)
+        self._seeds = Seeds(str(seed)) if seed_by_prompt else None
         self._optimiser: MasterAdamW | None = None
         self._reference: dict[str, torch.Tensor] = {}
         self.compile_sampler = compile_sampler
@@ -93,8 +101,9 @@ class TorchEngine:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, n: int = 1) -> list[Completion]:
         """See :meth:`memtrain.engines.base.Engine.sample`."""
         self._check_length(len(prompt_ids) + params.max_tokens)
-        request = Request(tuple(prompt_ids), params)
-        return list(await asyncio.gather(*(self._sample_queue.ask(request) for _ in range(n))))
+        seeds = [self._seeds.draw(prompt_ids) if self._seeds else None for _ in range(n)]
+        requests = [Request(tuple(prompt_ids), params, seed) for seed in seeds]
+        return list(await asyncio.gather(*(self._sample_queue.ask(request) for request in requests)))
 
     async def score(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], weights: Weights = "policy"
@@ -104,54 +113,47 @@ class TorchEngine:
         return await self._score_queue.ask((tuple(prompt_ids), tuple(completion_ids), weights))
 
     async def update(self, rows: Sequence[Row], loss: LossConfig, optimiser: OptimiserConfig) -> dict[str, float]:
-        """See :meth:`memtrain.engines.base.Engine.update`. Empty ``rows`` change nothing."""
+        """See :meth:`memtrain.engines.base.Engine.update`. Empty ``rows`` change nothing. Workers share one update:
+        each brings its rows, all get the same weights and the same metrics."""
         await self._idle()
         rows = [row for row in rows if row.completion_ids or row.loss == "policy"]
-        z = Normalisers.of(rows, loss)
-        began, sums, total, packed, separate = time.perf_counter(), dict[str, float](), 0.0, 0, 0
-        if not any(row.completion_ids for row in rows):
+        counts = sum(self.workers.gather(RowCounts.of(rows)), RowCounts())
+        z = Normalisers.from_counts(counts, loss)
+        began, sums = time.perf_counter(), {"policy_tokens": 0.0, "known_tokens": 0.0}
+        if not counts.policy_tokens + counts.known_tokens:
             return {"rows": 0.0, "loss": 0.0, "grad_norm": 0.0}
         if loss.kl_coef > 0 and not self._reference:
             await self.anchor()  # the start model is the policy before its first update
         self._drop_rollout()  # a copy of the weights that is about to be out of date
         adamw = self._adamw()
+        if not any(row.completion_ids for row in rows):
+            rows = []  # they count, but this worker has nothing to run
         sequences = [run_tokens(row.prompt_ids, row.completion_ids) for row in rows]
         done = 0
         adamw.clear_gradients()  # an interrupted update may have left some
         for numbers in pack_by_budget(sequences, self.micro_batch_tokens, self._min_shared):
             await asyncio.sleep(0)  # lets Ctrl-C in between micro-batches: nothing has changed yet
             part = [rows[number] for number in numbers]
-            value, tokens, stats = self._backward(part, loss, z)
-            total += value
-            packed += tokens
-            add_stats(sums, stats)
-            separate += sum(len(row.prompt_ids) + len(row.completion_ids) for row in part)
+            value, packed, stats = self._backward(part, loss, z)
+            separate = sum(len(row.prompt_ids) + len(row.completion_ids) for row in part)
+            add_stats(sums, stats | {"loss": value, "rows": len(part), "packed": packed, "separate": separate})
             done += len(part)
             self._report("update", done, len(rows))
         norm = adamw.step(optimiser)
         self._drop_rollout()  # also what was made meanwhile
-        policy, known = max(sums["policy_tokens"], 1.0), max(sums["known_tokens"], 1.0)
-        metrics = {
-            "loss": total,
+        whole: dict[str, float] = {}
+        for theirs in self.workers.gather(sums):
+            add_stats(whole, theirs)
+        return update_metrics(whole) | {
             "grad_norm": norm,
             "lr": optimiser.lr,
-            "rows": float(len(rows)),
-            "policy_tokens": sums["policy_tokens"],
-            "clip_fraction": sums["clipped"] / policy,
-            "entropy": sums["entropy"] / policy,
-            "tokens_packed": float(packed),
-            "tokens_separate": float(separate),
             "update_seconds": time.perf_counter() - began,
-        } | mismatch_metrics(sums)
-        if sums["known_tokens"]:
-            metrics["cross_entropy"] = sums["cross_entropy"] / known
-        if "kl" in sums:
-            metrics["kl"] = sums["kl"] / policy
-        return metrics
+        }
 
     async def reseed(self, seed: str) -> None:
         """See :meth:`memtrain.engines.base.Engine.reseed`."""
         self._generator.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1)
+        self._seeds = Seeds(seed) if self._seeds else None
 
     async def anchor(self) -> None:
         """The policy as it is now becomes the reference (the start model of the KL term)."""
@@ -205,7 +207,7 @@ class TorchEngine:
 
     def _adamw(self) -> MasterAdamW:
         if self._optimiser is None:  # evaluation and reading never pay for master weights
-            self._optimiser = MasterAdamW(self._trainable())
+            self._optimiser = MasterAdamW(self._trainable(), self.workers)
         return self._optimiser
 
     def _check_length(self, length: int) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 import torch
 
 from memtrain.engines.base import OptimiserConfig
+from memtrain.engines.workers import ALONE, Workers
 
 
 class MasterAdamW:
     """Optimiser of the trainable parameters of a model, by name."""
 
-    def __init__(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]):
+    def __init__(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], workers: Workers = ALONE):
+        self.workers = workers
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.masters: dict[str, torch.nn.Parameter] = {}
         for name, parameter in self.parameters.items():
@@ -31,8 +33,10 @@ class MasterAdamW:
     def step(self, config: OptimiserConfig) -> float:
         """Clip, step, round the masters into the model, clear gradients. Returns the norm before clipping.
 
-        A norm that is not finite skips the step: one bad batch must not ruin a run.
+        A norm that is not finite skips the step: one bad batch must not ruin a run. Gradients of several workers are
+        added up first, so all clip by the same norm and step alike.
         """
+        self.workers.add_gradients(self.masters.values())
         clip = config.grad_clip or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), clip))
         if norm == norm and norm != float("inf"):

@@ -32,6 +32,8 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    seed: int | None = None
+    """Of the request's own random numbers; None takes those of the batch's generator."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
+    own_draws: list[float] = field(default_factory=list)
+    """One number a token, where the request has a seed."""
 
     @property
     def body(self) -> tuple[int, ...]:
@@ -187,7 +191,7 @@ class _Decoder:
         length = max(self.own_lengths) + 1
         if self.on_gpu:
             length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.pool.own_room)
-        self.uniform_B1.copy_(uniform(len(self.running), self.generator))
+        self.uniform_B1.copy_(self._uniform())
         self.graphs.run(length, lambda: self._step(length))
         finished = []
         tokens, logprobs = self.last_B1[:, 0].tolist(), self.logprobs_B.tolist()
@@ -201,6 +205,19 @@ class _Decoder:
         if finished:
             self._arrange()
         return finished
+
+    def _uniform(self) -> torch.Tensor:
+        """(B, 1) random numbers: a slot's next own one where its request has a seed."""
+        drawn = uniform(len(self.running), self.generator)
+        for slot, number in enumerate(self.running):
+            if number is None or (seed := self.sequences[number].request.seed) is None:
+                continue
+            sequence = self.sequences[number]
+            if not sequence.own_draws:
+                own = torch.Generator().manual_seed(seed)
+                sequence.own_draws = uniform(sequence.request.params.max_tokens, own)[:, 0].tolist()
+            drawn[slot, 0] = sequence.own_draws[len(sequence.tokens)]
+        return drawn
 
     def _step(self, length: int) -> None:
         """The device's part: fixed shapes, no waiting, results in the tensors they came from."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memtrain.engines.base import LossConfig, OptimiserConfig, ProgressCallback, Weights
+from memtrain.engines.seeds import Seeds
 from memtrain.engines.torch.model import end_tokens
-from memtrain.engines.vllm.requests import Seeds
 from memtrain.errors import UserError
 from memtrain.settings import SamplerSettings
 from memtrain.types import Completion, Row, SamplingParams

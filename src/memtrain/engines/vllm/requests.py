@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,33 +62,3 @@ def top_two_gap(answer: Mapping[str, Any]) -> float:
     """Log-prob of the likeliest first token minus that of the next, of an answer with ``logprobs`` = 2 or more."""
     first, second = sorted(answer["choices"][0]["logprobs"]["top_logprobs"][0].values(), reverse=True)[:2]
     return float(first - second)
-
-
-class Seeds:
-    """A seed for every request from one text: by the prompt and how often it was asked, not by when.
-
-    Episodes that run at the same time may ask in any order; their draws stay the same.
-    """
-
-    def __init__(self, text: str):
-        self.text = text
-        self._asked: dict[str, int] = {}
-
-    def draw(self, prompt_ids: Sequence[int]) -> int:
-        """The next seed of a prompt, in [0, 2**63)."""
-        prompt = hashlib.sha256(repr(tuple(prompt_ids)).encode()).hexdigest()
-        number = self._asked.get(prompt, 0)
-        self._asked[prompt] = number + 1
-        digest = hashlib.sha256(f"{self.text}/{prompt}/{number}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
-
-    def state(self) -> dict[str, Any]:
-        """What :meth:`restore` takes; JSON."""
-        return {"text": self.text, "asked": self._asked}
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Seeds:
-        """Go on where :meth:`state` was taken."""
-        seeds = cls(str(state["text"]))
-        seeds._asked = {str(prompt): int(number) for prompt, number in state["asked"].items()}
-        return seeds

@@ -1,0 +1,1 @@
+"""Several workers on one run: who starts them, and where they meet."""
