@@ -12,7 +12,7 @@ from typing import Any
 from memtrain.corpus import documents as corpus_documents
 from memtrain.corpus import store
 from memtrain.errors import UserError
-from memtrain.planning import calibrate, cost, hardware, remedies, table
+from memtrain.planning import calibrate, communication, cost, hardware, remedies, table
 from memtrain.planning import memory as planned_memory
 from memtrain.planning.calibrate import Calibration
 from memtrain.planning.compute import Training
@@ -65,7 +65,11 @@ def plan(recipe: Recipe, options: Options) -> Plan:
     if calibration is not None:
         on.insert(0, _on(calibration.device, calibration, recipe, shape, lines, rows, assumed, options))
     notes += remedies.sentences(recipe, shape, lines, on, options.devices)
-    return Plan(recipe, shape, assumed, options, lines, rows, _disk(recipe, shape, sources, lines), on, notes)
+    notes += communication.sentences(
+        recipe.model.name, [(one.place.device, one.place.devices, one.fits, one.workers) for one in on]
+    )
+    disk, traffic = _disk(recipe, shape, sources, lines), communication.traffic(shape, lines)
+    return Plan(recipe, shape, assumed, options, lines, rows, disk, on, notes, traffic)
 
 
 def _checked(recipe: Recipe, options: Options) -> tuple[list[Device], Sequence[str]]:
@@ -162,6 +166,7 @@ def _on(
         bill=cost.bill(total, place, assumed, options.carbon, options.price),
         measured=calibration.seconds if calibration else {},
         efficiencies={k: asdict(v) for k, v in calibration.assumed.items()} if calibration else {},
+        workers=communication.ways(shape, lines, device, devices, wanted, assumed),
     )
 
 

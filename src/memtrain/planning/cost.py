@@ -27,8 +27,18 @@ ABOUT = {
     "board_load": "Mean power of a board, as a share of its limit",
     "host_share": "Power of processors, memory and network for each watt of the boards",
     "pue": "Power usage effectiveness: what the building draws for each watt of the machines",
+    "node_devices": "Devices in a node; more workers than that exchange gradients over the network",
+    "interconnect": "GB/s that a node sends to the next, all its network adapters together; 400 Gb/s are 50",
+    "link_share": "Share of a link's bandwidth that an all-reduce reaches",
+    "hop": "Microseconds of one hop of an all-reduce",
+    "server_link": "GB/s between memtrain and a server of its own (vLLM, Tinker API); 1 Gb/s is 0.125",
 }
 """What each assumption means."""
+UNBOUNDED = {
+    *("other", "launch", "host_share", "pue", "answer_tokens"),
+    *("node_devices", "interconnect", "hop", "server_link"),
+}
+"""Assumptions that are no share of something."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,11 @@ class Assumptions:
     board_load: float = 0.8
     host_share: float = 0.25
     pue: float = 1.2
+    node_devices: float = 8
+    interconnect: float = 50.0
+    link_share: float = 0.75
+    hop: float = 15.0
+    server_link: float = 0.125
 
     def changed(self, pairs: list[str]) -> Assumptions:
         """With ``name=value`` texts laid over. Raises :class:`UserError` for an unknown name or a value below zero."""
@@ -62,8 +77,8 @@ class Assumptions:
                 raise UserError(
                     f"--assume {pair}: {text!r} is not a number; give one, for example {name}=0.5"
                 ) from None
-            least = 0.0 if name in ("other", "launch", "host_share") else 1e-6
-            most = 1e6 if name in ("other", "launch", "host_share", "pue", "answer_tokens") else 1.0
+            least = 0.0 if name in ("other", "launch", "host_share", "hop") else 1e-6
+            most = 1e6 if name in UNBOUNDED else 1.0
             if not least <= values[name] <= most:
                 raise UserError(f"--assume {pair}: {name} must lie between {least:g} and {most:g}")
         return replace(self, **values)

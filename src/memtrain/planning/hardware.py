@@ -26,6 +26,8 @@ class Device:
     watts: float
     """Board power (of the whole package for a processor)."""
     year: int
+    link: float
+    """Bytes/s that it sends to the others of its node (NVLink, Infinity Fabric, else PCI Express), one direction."""
     source: str
 
     @property
@@ -35,17 +37,37 @@ class Device:
 
 
 _GPUS = (
-    Device("b200", "B200 180GB (HGX)", 2.25e15, 8.0e12, 180 * GB, 1000, 2024, "NVIDIA HGX B200 data sheet"),
-    Device("h200", "H200 SXM 141GB", 989e12, 4.8e12, 141 * GB, 700, 2023, "NVIDIA H200 data sheet"),
-    Device("h100", "H100 SXM 80GB", 989e12, 3.35e12, 80 * GB, 700, 2022, "NVIDIA H100 data sheet"),
-    Device("a100-80", "A100 SXM 80GB", 312e12, 2.039e12, 80 * GB, 400, 2020, "NVIDIA A100 data sheet"),
-    Device("a100-40", "A100 SXM 40GB", 312e12, 1.555e12, 40 * GB, 400, 2020, "NVIDIA A100 data sheet"),
-    Device("mi300x", "Instinct MI300X 192GB", 1307e12, 5.3e12, 192 * GB, 750, 2023, "AMD Instinct MI300X data sheet"),
-    Device("l40s", "L40S 48GB", 362e12, 0.864e12, 48 * GB, 350, 2023, "NVIDIA L40S data sheet"),
-    Device("l4", "L4 24GB", 121e12, 0.300e12, 24 * GB, 72, 2023, "NVIDIA L4 data sheet"),
-    Device("rtx-5090", "GeForce RTX 5090 32GB", 209.5e12, 1.792e12, 32 * GB, 575, 2025, "NVIDIA Blackwell RTX paper"),
-    Device("rtx-4090", "GeForce RTX 4090 24GB", 165.2e12, 1.008e12, 24 * GB, 450, 2022, "NVIDIA Ada paper"),
-    Device("rtx-3090", "GeForce RTX 3090 24GB", 71e12, 0.936e12, 24 * GB, 350, 2020, "NVIDIA GA102 paper"),
+    Device("b200", "B200 180GB (HGX)", 2.25e15, 8.0e12, 180 * GB, 1000, 2024, 900 * GB, "NVIDIA HGX B200 data sheet"),
+    Device("h200", "H200 SXM 141GB", 989e12, 4.8e12, 141 * GB, 700, 2023, 450 * GB, "NVIDIA H200 data sheet"),
+    Device("h100", "H100 SXM 80GB", 989e12, 3.35e12, 80 * GB, 700, 2022, 450 * GB, "NVIDIA H100 data sheet"),
+    Device("a100-80", "A100 SXM 80GB", 312e12, 2.039e12, 80 * GB, 400, 2020, 300 * GB, "NVIDIA A100 data sheet"),
+    Device("a100-40", "A100 SXM 40GB", 312e12, 1.555e12, 40 * GB, 400, 2020, 300 * GB, "NVIDIA A100 data sheet"),
+    Device(
+        "mi300x",
+        "Instinct MI300X 192GB",
+        1307e12,
+        5.3e12,
+        192 * GB,
+        750,
+        2023,
+        448 * GB,
+        "AMD Instinct MI300X data sheet",
+    ),
+    Device("l40s", "L40S 48GB", 362e12, 0.864e12, 48 * GB, 350, 2023, 32 * GB, "NVIDIA L40S data sheet"),
+    Device("l4", "L4 24GB", 121e12, 0.300e12, 24 * GB, 72, 2023, 32 * GB, "NVIDIA L4 data sheet"),
+    Device(
+        "rtx-5090",
+        "GeForce RTX 5090 32GB",
+        209.5e12,
+        1.792e12,
+        32 * GB,
+        575,
+        2025,
+        64 * GB,
+        "NVIDIA Blackwell RTX paper",
+    ),
+    Device("rtx-4090", "GeForce RTX 4090 24GB", 165.2e12, 1.008e12, 24 * GB, 450, 2022, 32 * GB, "NVIDIA Ada paper"),
+    Device("rtx-3090", "GeForce RTX 3090 24GB", 71e12, 0.936e12, 24 * GB, 350, 2020, 32 * GB, "NVIDIA GA102 paper"),
 )
 GPUS: dict[str, Device] = {device.name: device for device in _GPUS}
 """GPUs by name."""
@@ -57,6 +79,9 @@ CORE_BANDWIDTH = 20e9
 CORE_WATTS = 15.0
 """A server core's share of its package, about."""
 
+CPU_LINK = 2e9
+"""Bytes/s between processes of one machine through its memory, about."""
+
 
 def this_machine() -> Device:
     """The processor that this runs on; its figures are rough until ``--measure`` puts them right."""
@@ -67,7 +92,9 @@ def this_machine() -> Device:
         memory = 16 * GB
     source = "rough figures for a core with AVX512-BF16"
     title = f"this machine, {cores} cores"
-    return Device("cpu", title, cores * CORE_FLOPS, cores * CORE_BANDWIDTH, memory, cores * CORE_WATTS, 0, source)
+    return Device(
+        "cpu", title, cores * CORE_FLOPS, cores * CORE_BANDWIDTH, memory, cores * CORE_WATTS, 0, CPU_LINK, source
+    )
 
 
 def device(name: str) -> Device:

@@ -4,6 +4,7 @@ Kept all along: weights, float32 masters, two moments, the reference of the KL t
 the larger decides: *sampling* (the sampler's own copy of the weights, keys and values, logits) and *training*
 (gradients, activations of one micro-batch, a block of logits). N devices share what is kept all along, gradients and
 the sampler's copy evenly (fully sharded, two layers gathered at a time); activations and cache are each device's own.
+Data-parallel workers share nothing but the sequences.
 """
 
 from __future__ import annotations
@@ -72,18 +73,29 @@ def cache_bytes(batch: DecodeBatch, shape: ModelShape, training: Training) -> fl
     return per_token * (batch.cached / max(1.0, batch.sequences) + batch.room)
 
 
-def memory(shape: ModelShape, work: Work, training: Training, device: Device, devices: int, wanted: int) -> Memory:
-    """What one of ``devices`` devices needs; ``wanted`` sequences decode together on each where they fit."""
+def memory(
+    shape: ModelShape,
+    work: Work,
+    training: Training,
+    device: Device,
+    devices: int,
+    wanted: int,
+    sharded: bool = True,
+) -> Memory:
+    """What one of ``devices`` devices needs; ``wanted`` sequences decode together on each where they fit.
+
+    Without ``sharded`` each device holds everything and only the sequences are shared out (plain data parallel).
+    """
     b, lora = training.weight_bytes, training.lora_rank
     trains = work.updates > 0
     trained = (shape.lora_parameters(lora) if lora else shape.parameters) if trains else 0
 
     def shared(size: float) -> float:
-        return size / devices
+        return size / devices if sharded else size
 
     weights = shape.parameters * b
     # While it computes, a sharded model gathers two layers at a time.
-    gathered = min(weights - shared(weights), 2 * weights / shape.layers) if devices > 1 else 0.0
+    gathered = min(weights - shared(weights), 2 * weights / shape.layers) if devices > 1 and sharded else 0.0
     reference = (4 if lora else b) * trained if training.reference else 0
     kept = {
         "weights": shared(weights) + gathered,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from memtrain.planning.communication import Replicated, Traffic
 from memtrain.planning.cost import Assumptions, Bill, Place
 from memtrain.planning.memory import Memory
 from memtrain.planning.models import ModelShape
@@ -57,6 +58,8 @@ class OnDevice:
     """Seconds seen in measured steps, by stage and kind of work."""
     efficiencies: dict[str, dict[str, float]] = field(default_factory=dict)
     """What the measured steps reached, by stage."""
+    workers: list[Replicated] = field(default_factory=list)
+    """Ways to train on as many data-parallel workers, which shard nothing; none for one device."""
 
     @property
     def total(self) -> float:
@@ -78,3 +81,5 @@ class Plan:
     on: list[OnDevice]
     notes: list[str]
     """What a reader should know: estimates, what does not fit."""
+    traffic: Traffic | None = None
+    """What a step exchanges with a server of its own; None where nothing trains."""

@@ -32,6 +32,9 @@ def show(plan: Plan) -> None:
     grid(f"{plan.options.devices} of each device: time by stage; energy and cost of {what}", device_rows(plan))
     if plan.rows:
         grid("comparison: what each row adds, all seeds", compare_rows(plan))
+    if rows := worker_rows(plan):
+        grid(f"{plan.options.devices} data-parallel workers, which shard nothing: a training step", rows)
+        line(traffic_sentence(plan))
     disk = ", ".join(f"{name} {size / GB:,.1f}" for name, size in plan.disk.items())
     line(f"disk of the MemTrain stage, GB: {disk}")
     for note in plan.notes:
@@ -50,7 +53,7 @@ def assumptions(plan: Plan) -> list[str]:
                 reached = ", ".join(f"{name} {shares[name]:.2f}" for name in ("prefill", "decode", "score", "train"))
                 lines.append(f"{one.place.device.title}, {stage}: {reached} of its nominal peak, in place of the above")
     devices = plan.options.devices
-    spread = "sharing the work evenly, weights and optimiser sharded (the in-process engine runs on one device)"
+    spread = "sharing the work evenly, weights and optimiser sharded (data-parallel workers shard nothing: their table)"
     lines.append(f"devices = {devices}{f', {spread}' if devices > 1 else ''}")
     lines.append(f"{plan.options.carbon:g} g CO2e a kWh; hours count the model's work, not the building of documents")
     shape = plan.shape
@@ -77,6 +80,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for line in plan.lines
         ],
         "devices": [_device_json(plan, one) for one in plan.on],
+        "traffic_bytes": None if plan.traffic is None else asdict(plan.traffic),
         "disk_bytes": plan.disk,
         "notes": plan.notes,
         "assumptions": assumptions(plan),
@@ -101,6 +105,19 @@ def _device_json(plan: Plan, one: OnDevice) -> dict[str, Any]:
         "bill": asdict(one.bill),
         "measured_seconds": one.measured,
         "efficiencies": one.efficiencies,
+        "workers": [
+            {
+                "lora_rank": way.rank,
+                "fits": way.fits,
+                "peak_bytes": way.need.peak,
+                "gradient_bytes": way.gradients,
+                "sent_bytes": way.sent,
+                "step_seconds": way.step,
+                "in_node_seconds": way.in_node,
+                "across_seconds": way.across,
+            }
+            for way in one.workers
+        ],
     }
 
 
@@ -166,6 +183,64 @@ def compare_rows(plan: Plan) -> list[list[str]]:
     for place, row in enumerate(plan.rows):
         rows.append([row.title, str(row.times), *(_time(one.rows[place]) for one in fitting)])
     return rows
+
+
+def worker_rows(plan: Plan) -> list[list[str]]:
+    """Head and a row for each way to train on data-parallel workers; nothing where one device is planned."""
+    rows = []
+    for one in plan.on:
+        for way in one.workers:
+            trains = f"LoRA {way.rank}" if way.rank else "all weights"
+            need = f"{way.need.peak / GB:,.1f} of {one.place.device.memory / GB:,.0f}"
+            rows.append(
+                [
+                    one.place.device.title,
+                    trains,
+                    need if way.fits else f"{need}: too small",
+                    "-" if way.step is None else _seconds(way.step),
+                    _bytes(way.gradients),
+                    _bytes(way.sent),
+                    "-" if way.in_node is None else _exchange(way.in_node, way.step),
+                    _exchange(way.across, way.step),
+                ]
+            )
+    across = f"nodes at {plan.assumed.interconnect:g} GB/s"
+    head = ["device", "trains", "GB each", "a step", "gradients", "each sends", "exchange in a node", across]
+    return [head, *rows] if rows else []
+
+
+def traffic_sentence(plan: Plan) -> str:
+    """What a step exchanges with a server of its own."""
+    found = plan.traffic
+    if found is None:
+        return ""
+    link = plan.assumed.server_link * GB
+
+    def told(size: float) -> str:
+        return f"{_bytes(size)} ({_seconds(size / link)} at {plan.assumed.server_link:g} GB/s)"
+
+    return (
+        f"servers: a vLLM server reads a LoRA adapter of rank {found.adapter_rank} after every update, "
+        f"{told(found.adapter)}; a Tinker-API server gets {told(found.to_server)} a step and sends back "
+        f"{told(found.from_server)}, no weights"
+    )
+
+
+def _exchange(seconds: float, step: float | None) -> str:
+    if step is None:
+        return _seconds(seconds)
+    share = 100 * seconds / (seconds + step)
+    return f"{_seconds(seconds)} ({f'{share:.2g}' if share >= 0.01 else '<0.01'}%)"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 1000 else _time(seconds)
+
+
+def _bytes(size: float) -> str:
+    return f"{size / GB:,.1f} GB" if size >= GB else f"{size / 1e6:,.0f} MB"
 
 
 def _figure(number: float) -> str:
