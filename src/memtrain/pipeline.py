@@ -16,7 +16,7 @@ from rich.text import Text
 
 from memtrain.assets import model_path
 from memtrain.corpus import documents as corpus_documents
-from memtrain.engines.workers import ALONE, Workers, together
+from memtrain.engines.workers import ALONE, Workers, done_together
 from memtrain.errors import UserError
 from memtrain.evaluation.proxy import EvalResult
 from memtrain.memory.prompts import Prompts
@@ -67,28 +67,21 @@ def train_in(run: RunFolder, recipe: Recipe, resume: bool, screen: Screen, worke
     writes = workers.rank == 0
     with run.locked() if writes else nullcontext():
 
-        async def begin() -> Any:
+        def begin() -> Any:
             if writes:
                 run.check(recipe, resume)
             return load_engine(recipe, screen, training=True, workers=workers)
 
-        async def build() -> None:
+        def documents() -> None:
             if writes:
                 _build(recipe, run.path / "documents", screen)
                 run.claim(recipe)
                 run.kept()
 
-        async def fetch() -> None:
-            if not writes:
-                run.fetch()
-
-        async def work() -> None:
-            engine = await together(workers, begin())
-            await together(workers, build())
-            await together(workers, fetch())
-            await Run(recipe, run, engine, screen, workers).stages()
-
-        asyncio.run(work())
+        engine = done_together(workers, begin)
+        done_together(workers, documents)
+        done_together(workers, run.fetch if not writes else lambda: None)
+        asyncio.run(Run(recipe, run, engine, screen, workers).stages())
 
 
 def evaluate(target: str, model: str | None, overrides: list[str]) -> None:
@@ -154,15 +147,15 @@ def load_engine(recipe: Recipe, screen: Screen, training: bool = False, workers:
     As one of several ``workers`` it shares its updates, and draws that do not depend on which worker reads what.
     """
     name = recipe.model.name
+    folder = model_path(name) or name  # downloads with a progress display of its own
     if recipe.engine == "tinker":
         screen.stage("connecting to the Tinker server", 0)
-        from memtrain.engines.tinker.engine import connect
+        from memtrain.engines.tinker.connect import connect
 
-        engine: Any = connect(recipe)
+        engine: Any = connect(folder, recipe.model, recipe.tinker, recipe.seed, recipe.train if training else None)
         engine.on_progress = screen.inner
         Prompts(engine.tokenizer, recipe.memory).budget(engine.context_tokens)
         return engine
-    folder = model_path(name) or name  # downloads with a progress display of its own
     screen.stage(f"loading {name}", 0)
     from memtrain.engines.torch.engine import TorchEngine
     from memtrain.engines.torch.model import load_model

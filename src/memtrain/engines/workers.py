@@ -6,7 +6,8 @@ is exchanged here. Nothing here imports torch; ``engines/torch/process_group.py`
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from memtrain.errors import UserError
@@ -75,13 +76,28 @@ async def together(workers: Workers, work: Awaitable[Item]) -> Item:
     """
     if workers.size == 1:
         return await work
-    result, sentence = None, None
-    try:
+    with _told(workers):
         result = await work
+    return result
+
+
+def done_together(workers: Workers, work: Callable[[], Item]) -> Item:
+    """:func:`together` for a plain function, outside of an event loop."""
+    if workers.size == 1:
+        return work()
+    with _told(workers):
+        result = work()
+    return result
+
+
+@contextmanager
+def _told(workers: Workers) -> Iterator[None]:
+    sentence = None
+    try:
+        yield
     except UserError as error:
         sentence = str(error)
     agree(workers, sentence)
-    return result  # type: ignore[return-value]
 
 
 def agree(workers: Workers, sentence: str | None) -> None:

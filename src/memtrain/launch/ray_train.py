@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from memtrain.recipe import Recipe, parse_recipe
 from memtrain.report.console import Screen
 
 POLL_SECONDS = 0.2
+CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 """How long workers may take to end after one of them has told what went wrong."""
 
@@ -164,6 +166,7 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[dict[str, 
             processors = max(workers, os.cpu_count() or 1)
             ray.init("local", num_cpus=processors, include_dashboard=False, **options)
         else:
+            _knock(address)
             ray.init(address, **options)
     except Exception as error:
         where = address or "this machine"
@@ -174,6 +177,13 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[dict[str, 
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray tries an address that nobody answers for minutes. Raises OSError at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _ray() -> Any:

@@ -48,6 +48,9 @@ class ProcessGroup:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [p.grad for p in bucket if p.grad is not None]
+            if len(gradients) == 1:  # a large one: no copy
+                dist.all_reduce(gradients[0])
+                continue
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
