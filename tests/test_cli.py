@@ -34,7 +34,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module: Any = types.ModuleType("memtrain.pipeline")
     module.calls = []
     for name in ("demo", "build", "train", "dry_run", "evaluate", "read"):
-        setattr(module, name, lambda *arguments, name=name: module.calls.append((name, *arguments)))
+        setattr(module, name, lambda *arguments, name=name, **more: module.calls.append((name, *arguments)))
     monkeypatch.setitem(sys.modules, "memtrain.pipeline", module)
     monkeypatch.setattr(memtrain, "pipeline", module, raising=False)
     return module
@@ -144,7 +144,7 @@ def test_commands_reach_the_pipeline(pipeline: Any, recipe: str, tmp_path: Path)
 
 
 def raising(pipeline: Any, error: BaseException) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **more: object) -> None:
         raise error
 
     pipeline.train = pipeline.demo = pipeline.build = fail

@@ -54,6 +54,8 @@ def test_another_machine_gets_what_one_has_sent(url: str, tmp_path: Path) -> Non
     second.fetch()
     assert files(second.folder) == later | {"eval/before.json": "[]"}
     assert not (second.folder / "checkpoints" / "grpo-000002").exists()
+    if url.startswith("file"):
+        assert not first.files.exists(f"{first.root}/checkpoints/grpo-000002")
 
 
 def test_sending_that_broke_off_shows_the_state_before(

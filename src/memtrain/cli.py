@@ -18,9 +18,10 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from memtrain import __version__
 from memtrain.assets import cache_home
+from memtrain.commands.build import build
 from memtrain.commands.compare import compare
 from memtrain.commands.lm_eval import lm_eval
-from memtrain.commands.options import RECIPES_TEXT, Model, Out, Overrides, RecipeName, flat
+from memtrain.commands.options import RECIPES_TEXT, Model, Overrides, flat
 from memtrain.commands.plan import plan
 from memtrain.commands.qa import qa
 from memtrain.commands.search import search_qa, search_server
@@ -44,17 +45,6 @@ def demo(out: Annotated[Path, arg(metavar="FOLDER", help="The run's folder.")] =
     from memtrain import pipeline
 
     pipeline.demo(out)
-
-
-def build(recipe: RecipeName, overrides: Overrides = (), out: Out = None) -> None:
-    """Make training documents from unlabelled text, and print what they are like.
-
-    Example: memtrain build demo-cpu --set corpus=my-texts/ documents.train=1000 --out docs/my-texts
-    """
-    settings = load_recipe(recipe, flat(overrides))
-    from memtrain import pipeline
-
-    pipeline.build(settings, out)
 
 
 def evaluate(

@@ -38,11 +38,11 @@ def demo(out: Path) -> None:
     train(recipe, run, resume=run.started)
 
 
-def build(recipe: Recipe, out: Path | None) -> None:
-    """Build documents and print what they are like."""
+def build(recipe: Recipe, out: Path | None, **scale: Any) -> None:
+    """Build documents and print what they are like; ``scale`` as :func:`memtrain.corpus.documents.build` takes it."""
     folder = out or Path("runs") / recipe.name / "documents"
     with Screen(f"memtrain build {recipe.name}") as screen:
-        _build(recipe, folder, screen)
+        _build(recipe, folder, screen, **scale)
 
 
 def dry_run(recipe: Recipe) -> None:
@@ -183,9 +183,9 @@ def load_engine(recipe: Recipe, screen: Screen, training: bool = False, workers:
     return engine
 
 
-def _build(recipe: Recipe, folder: Path, screen: Screen) -> Any:
+def _build(recipe: Recipe, folder: Path, screen: Screen, **scale: Any) -> Any:
     screen.stage("documents", 0)
-    report = corpus_documents.build(recipe, folder, progress=screen.inner)
+    report = corpus_documents.build(recipe, folder, progress=screen.inner, **scale)
     for line in report.lines():
         screen.note(line)
     return report

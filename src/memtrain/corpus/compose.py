@@ -93,6 +93,12 @@ class Composer:
                 f"{self.recipe.documents.random}): lower those keys, lower corpus.min_chars, or give more text"
             )
 
+    def forget(self, more_than: int) -> None:
+        """Drop what was found out about passages, where it is about more than so many: it is found again."""
+        for known in (self._entities, self._hideable, self._candidates, self._folded, self._lengths):
+            if len(known) > more_than:
+                known.clear()
+
     def draw_many(self, numbers: Iterable[int]) -> list[TrainingDocument]:
         """The documents with these numbers; each is the same alone and in any batch."""
         named = [(f"{self.split}-{n}", document_seed(self.recipe.seed, self.split, n)) for n in numbers]

@@ -7,7 +7,7 @@ an encyclopaedia's authors have already marked what matters; rules need nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -53,14 +53,22 @@ class EntityFinder(Protocol):
         ...
 
 
-def make_finder(spec: str, passages: Sequence[Passage], aliases: Mapping[str, Sequence[str]]) -> EntityFinder:
+def make_finder(
+    spec: str,
+    passages: Sequence[Passage],
+    aliases: Mapping[str, Sequence[str]],
+    linked: int | None = None,
+    links_finder: Callable[[], EntityFinder] | None = None,
+) -> EntityFinder:
     """The finder a recipe asks for: ``auto``, ``links``, ``rules`` or ``spacy:PIPELINE``.
 
     ``passages`` are those of the whole corpus (links of a page are found again in its other passages; the rules learn
-    from them which words start sentences); ``aliases``: title of a page -> titles that redirect to it.
+    from them which words start sentences); ``aliases``: title of a page -> titles that redirect to it; ``linked``: how
+    many passages have a link, where it is known; ``links_finder``: makes another finder by links than the usual one.
     Raises :class:`UserError` for another spec, for ``links`` where no passage has one, and for a missing pipeline.
     """
-    linked = sum(1 for passage in passages if passage.entities)
+    if linked is None:
+        linked = sum(1 for passage in passages if passage.entities)
     if spec == "auto":
         spec = "links" if passages and linked >= LINKED_SHARE * len(passages) else "rules"
     elif spec == "links" and not linked:
@@ -69,7 +77,7 @@ def make_finder(spec: str, passages: Sequence[Passage], aliases: Mapping[str, Se
             'use "rules", or a MediaWiki dump as corpus.source'
         )
     if spec == "links":
-        return LinksFinder(passages, aliases)
+        return links_finder() if links_finder else LinksFinder(passages, aliases)
     if spec == "rules":
         return RulesFinder(passages)
     if spec.startswith("spacy:") and len(spec) > len("spacy:"):
@@ -130,16 +138,23 @@ class LinksFinder:
         self._aliases = aliases
         self._page_names: dict[str, dict[str, Entity]] = {}
         for passage in passages:
-            names = self._page_names.setdefault(page_of(passage), {})
-            for entity in self._linked(passage):
-                if len(entity.text) > 2 and entity.text != entity.text.lower():
-                    names.setdefault(entity.text, replace(entity, spans=()))
-            title = _QUALIFIER.sub("", passage.title).strip()
-            if len(title) > 2:
-                entity = Entity(
-                    title, (), kind="title", source=self.name, aliases=self._synonyms(title, (passage.title,))
-                )
-                names.setdefault(title, entity)
+            self.learn(self._page_names.setdefault(page_of(passage), {}), passage)
+
+    def learn(self, names: dict[str, Entity], passage: Passage) -> None:
+        """Add to the names of a page those that this passage of it links, and its title.
+
+        Their ``aliases`` are what they link to: synonyms are looked for where a name is found.
+        """
+        for entity in self._links(passage):
+            if len(entity.text) > 2 and entity.text != entity.text.lower():
+                names.setdefault(entity.text, replace(entity, spans=()))
+        title = _QUALIFIER.sub("", passage.title).strip()
+        if len(title) > 2:
+            names.setdefault(title, Entity(title, (), kind="title", source=self.name, aliases=(passage.title,)))
+
+    def names_of(self, passage: Passage) -> Mapping[str, Entity]:
+        """What :meth:`learn` made of the page of this passage, all of it that may stand in its text."""
+        return self._page_names.get(page_of(passage), {})
 
     def _redirects(self, title: str) -> tuple[str, ...]:
         """Titles that redirect to ``title``, without bracketed qualifiers."""
@@ -161,8 +176,8 @@ class LinksFinder:
                 found.update(dict.fromkeys((name, *redirects)))
         return tuple(alias for alias in found if len(alias) > 1 and fold(alias) != fold(text))
 
-    def _linked(self, passage: Passage) -> Iterator[Entity]:
-        """The reader's links (their ``aliases`` are link targets), trimmed, with synonyms as aliases."""
+    def _links(self, passage: Passage) -> Iterator[Entity]:
+        """The reader's links, trimmed; their ``aliases`` are link targets."""
         for entity in passage.entities:
             by_text: dict[str, list[tuple[int, int]]] = {}
             for span in entity.spans:
@@ -170,18 +185,20 @@ class LinksFinder:
                 if start < end:
                     by_text.setdefault(passage.text[start:end], []).append((start, end))
             for text, places in by_text.items():
-                synonyms = self._synonyms(text, entity.aliases)
-                yield replace(entity, text=text, spans=tuple(places), aliases=synonyms, source=self.name)
+                yield replace(entity, text=text, spans=tuple(places), source=self.name)
+
+    def _with_synonyms(self, entity: Entity) -> Entity:
+        return replace(entity, aliases=self._synonyms(entity.text, entity.aliases))
 
     def find(self, passage: Passage) -> tuple[Entity, ...]:
         """See :class:`EntityFinder`."""
         found: dict[str, Entity] = {}
-        for entity in self._linked(passage):
+        for entity in map(self._with_synonyms, self._links(passage)):
             known = found.setdefault(entity.text, replace(entity, spans=()))
             found[entity.text] = replace(known, spans=(*known.spans, *entity.spans))
-        for text, entity in self._page_names.get(page_of(passage), {}).items():
-            if text in passage.text:
-                found.setdefault(text, entity)
+        for text, entity in self.names_of(passage).items():
+            if text not in found and text in passage.text:
+                found[text] = self._with_synonyms(entity)
         return tuple(merge_spans(passage.text, found.values()))
 
     def find_many(self, passages: Sequence[Passage]) -> Iterator[tuple[Entity, ...]]:

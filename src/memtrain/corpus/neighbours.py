@@ -1,4 +1,4 @@
-"""Which passages belong together: BM25 (default) or exact cosine between dense embeddings."""
+"""Which passages belong together: BM25 (default, or on the disk) or exact cosine between dense embeddings."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ class Neighbours(Protocol):
 
 
 def make_neighbours(spec: str, passages: Sequence[Passage]) -> Neighbours:
-    """Index ``passages`` once. ``spec`` is ``bm25`` or ``dense:MODEL``.
+    """Index ``passages`` once. ``spec`` is ``bm25``, ``bm25-disk`` or ``dense:MODEL``.
 
     Raises :class:`UserError` for another spec, a missing extra, or a model that cannot be loaded.
     """
     kind, _, model = spec.partition(":")
     if spec == "bm25":
         return Bm25Neighbours(passages)
+    if spec == "bm25-disk":
+        from memtrain.corpus.disk_index import TemporaryNeighbours
+
+        return TemporaryNeighbours(passages)
     if kind == "dense" and model:
         return DenseNeighbours(_embed(model, passages))
-    raise UserError(f'key \'documents.neighbours\' is {spec!r}: use "bm25" or "dense:MODEL"')
+    raise UserError(f'key \'documents.neighbours\' is {spec!r}: use "bm25", "bm25-disk" or "dense:MODEL"')
 
 
 _WORD = re.compile(r"\w+")

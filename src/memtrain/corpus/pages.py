@@ -73,6 +73,9 @@ class ReadReport:
     aliases: dict[str, list[str]] = field(default_factory=dict)
     """Title -> titles that redirect to it. Grows with the redirects read, which ``corpus.max_passages`` bounds."""
 
+    redirects: int = 0
+    """How many redirects there are, where ``aliases`` lie on the disk."""
+
     def skip(self, where: str, reason: str) -> None:
         """Note something that could not be read."""
         if len(self.skipped) < LISTED:
@@ -93,7 +96,7 @@ class ReadReport:
     def summary(self, listed: int = 5) -> str:
         """A few lines for a person: counts, reasons, the first skipped places."""
         lines = [f"{self.passages:,} passages from {self.pages:,} pages"]
-        redirects = sum(len(names) for names in self.aliases.values())
+        redirects = self.redirects or sum(len(names) for names in self.aliases.values())
         if redirects:
             lines[0] += f", {redirects:,} redirects kept as aliases"
         if self.dropped:

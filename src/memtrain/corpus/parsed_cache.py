@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.assets import cache_home
-from memtrain.corpus import mediawiki, pages, templates, tidy, wikitext
+from memtrain.corpus import mediawiki, pages, pruning, templates, tidy, wikitext
 from memtrain.corpus.pages import ReadReport, Skipped
 from memtrain.recipe import CorpusSettings
 from memtrain.types import Entity, Passage
@@ -34,7 +34,8 @@ _ENTITY = pa.struct(
         ("aliases", pa.list_(pa.string())),
     ]
 )
-_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("links", pa.list_(_ENTITY))])
+SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("links", pa.list_(_ENTITY))])
+"""Passages on disk."""
 
 
 class Store:
@@ -49,7 +50,8 @@ class Store:
             handle.seek(max(0, stat.st_size - _END))
             digest.update(handle.read(_END))
         key: list[Any] = [dump.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
-        key += [settings.min_chars, settings.max_chars, settings.max_passages, mwparserfromhell.__version__, _code()]
+        key += [settings.min_chars, settings.max_chars, settings.max_passages]
+        key += [mwparserfromhell.__version__, code_checksum()]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
         self.path = cache_home() / "parsed" / f"{name}.parquet"
 
@@ -68,7 +70,7 @@ class Store:
             for batch in file.iter_batches(batch_size=_ROWS):
                 for row in batch.to_pylist():
                     report.passages += 1
-                    yield Passage(row["id"], row["title"], row["text"], tuple(map(_entity, row["links"])))
+                    yield to_passage(row)
         report.pages += stored["pages"]
         report.skipped += [Skipped(**item) for item in stored["skipped"]]
         report.skipped_more += stored["skipped_more"]
@@ -95,10 +97,10 @@ class Store:
 
 
 @functools.cache
-def _code() -> str:
+def code_checksum() -> str:
     """Checksum of the modules that decide what a passage is: a change there makes old files unused."""
     digest = hashlib.sha256()
-    for module in (mediawiki, pages, templates, tidy, wikitext):
+    for module in (mediawiki, pages, pruning, templates, tidy, wikitext):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
@@ -114,18 +116,11 @@ class _Writer:
             descriptor, name = tempfile.mkstemp(prefix=".parsed-", dir=path.parent)
             os.close(descriptor)
             self.temporary = Path(name)
-            self.file = pq.ParquetWriter(name, _SCHEMA, compression="zstd")
+            self.file = pq.ParquetWriter(name, SCHEMA, compression="zstd")
 
     def add(self, passage: Passage) -> bool:
         """False where the disk takes no more."""
-        self.rows.append(
-            {
-                "id": passage.id,
-                "title": passage.title,
-                "text": passage.text,
-                "links": [_plain(e) for e in passage.entities],
-            }
-        )
+        self.rows.append(to_row(passage))
         return len(self.rows) < _ROWS or self._flush()
 
     def _flush(self) -> bool:
@@ -133,7 +128,7 @@ class _Writer:
             if self.file is None:
                 raise OSError("no file")
             if self.rows:
-                self.file.write_table(pa.Table.from_pylist(self.rows, schema=_SCHEMA))
+                self.file.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
             self.rows = []
         except OSError:
             self.discard()
@@ -160,6 +155,17 @@ class _Writer:
             self.file = None
         if self.temporary is not None:
             self.temporary.unlink(missing_ok=True)
+
+
+def to_row(passage: Passage) -> dict[str, Any]:
+    """A passage as a row of :data:`SCHEMA`."""
+    links = [_plain(entity) for entity in passage.entities]
+    return {"id": passage.id, "title": passage.title, "text": passage.text, "links": links}
+
+
+def to_passage(row: dict[str, Any]) -> Passage:
+    """What :func:`to_row` made a row of."""
+    return Passage(row["id"], row["title"], row["text"], tuple(map(_entity, row["links"])))
 
 
 def _plain(entity: Entity) -> dict[str, Any]:

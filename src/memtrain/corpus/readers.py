@@ -17,10 +17,11 @@ from typing import IO
 from memtrain import assets
 from memtrain.corpus import parsed_cache, plain, records
 from memtrain.corpus.mediawiki import read_dump
-from memtrain.corpus.pages import DAMAGED, Page, Paragraph, ReadReport, Skipped, cut
+from memtrain.corpus.pages import DAMAGED, Page, ReadReport, Skipped
+from memtrain.corpus.passages import PassageCounter
 from memtrain.errors import UserError
 from memtrain.recipe import CorpusSettings
-from memtrain.types import Entity, Passage
+from memtrain.types import Passage
 
 __all__ = ["ReadReport", "Skipped", "read_passages"]
 
@@ -28,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 """Told ``("reading bytes", done, total)``, counted as they lie on the disk; total 0 where it is not known."""
 _WHAT = "reading bytes"
 
-_COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
+COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _KINDS = {
     ".xml": "mediawiki",
     ".parquet": "parquet",
@@ -48,104 +49,72 @@ def read_passages(settings: CorpusSettings, report: ReadReport, progress: Progre
 
     Raises :class:`UserError` where the source does not exist, lacks the text column, or gives no passage at all.
     """
-    if settings.min_chars > settings.max_chars:
-        raise UserError(
-            f"corpus.min_chars = {settings.min_chars} is more than corpus.max_chars = {settings.max_chars}: no passage "
-            "can be both; lower the first or raise the second"
-        )
-    counter = _Counter(settings, report)
+    settings = checked(settings)
+    counter = PassageCounter(settings, report)
     if settings.source.startswith("hf:"):
-        try:
-            pages = records.read_hub(settings.source.removeprefix("hf:"), settings, report)
-            yield from counter.passages(pages)
-        except records.NoTextColumn as error:
-            raise _no_column(settings, error) from None
+        yield from read_hub(settings, counter)
         finished = 0
     else:
-        path = _resolve(settings.source)
-        fields = _BUILTIN_FIELDS.get(settings.source, {})
-        if fields and settings.text_field == CorpusSettings.model_fields["text_field"].default:
-            settings = settings.model_copy(update=fields)
-        files = _files(path)
+        path = resolve(settings.source)
+        files = files_of(path)
         total = sum(file.stat().st_size for file in files)
         finished = 0
         for file in files:
-            yield from _read_file(file, path, settings, counter, (finished, total, progress))
+            yield from read_file(file, path, settings, counter, (finished, total, progress))
             finished += file.stat().st_size
             if counter.full:
                 break
     if progress is not None:
         progress(_WHAT, finished, finished)
     if not report.passages:
-        raise UserError(_nothing(settings, report))
+        raise UserError(no_passage(settings, report))
 
 
-class _Counter:
-    """Pages to passages, with ids, counts and limits."""
-
-    def __init__(self, settings: CorpusSettings, report: ReadReport) -> None:
-        self.settings, self.report = settings, report
-        self.seen: dict[str, int] = {}  # page keys with passages: bounded by max_passages
-
-    @property
-    def full(self) -> bool:
-        return self.report.passages >= self.settings.max_passages
-
-    def passages(self, pages: Iterator[Page]) -> Iterator[Passage]:
-        for page in pages:
-            if self.full:
-                return
-            yield from self._page(page)
-
-    def _page(self, page: Page) -> Iterator[Passage]:
-        key, number = "", 0
-        for paragraph in page.paragraphs:
-            pieces = list(cut(paragraph, self.settings.max_chars))
-            if len(pieces) > 1:
-                self.report.drop("cut at max_chars, the rest kept apart", len(pieces) - 1)
-            for piece in pieces:
-                if len(piece.text) < self.settings.min_chars:
-                    self.report.drop("too short")
-                    continue
-                if self.full:
-                    return
-                if not key:
-                    key = self._unique(page.key)
-                    self.report.pages += 1
-                self.report.passages += 1
-                yield Passage(f"{key}#{number}", page.title, piece.text, _entities(piece))
-                number += 1
-
-    def _unique(self, key: str) -> str:
-        self.seen[key] = count = self.seen.get(key, 0) + 1
-        if count == 1:
-            return key
-        return self._unique(f"{key} ({count})")
+def checked(settings: CorpusSettings) -> CorpusSettings:
+    """The settings, with a built-in corpus's own columns. Raises :class:`UserError` where no passage can fit them."""
+    if settings.min_chars > settings.max_chars:
+        raise UserError(
+            f"corpus.min_chars = {settings.min_chars} is more than corpus.max_chars = {settings.max_chars}: no passage "
+            "can be both; lower the first or raise the second"
+        )
+    fields = _BUILTIN_FIELDS.get(settings.source, {})
+    if fields and settings.text_field == CorpusSettings.model_fields["text_field"].default:
+        return settings.model_copy(update=fields)
+    return settings
 
 
-def _entities(paragraph: Paragraph) -> tuple[Entity, ...]:
-    """Links with the same text are one entity; the page it leads to is an alias where it is written differently."""
-    spans: dict[str, list[tuple[int, int]]] = {}
-    targets: dict[str, list[str]] = {}
-    for link in paragraph.links:
-        text = paragraph.text[link.start : link.end]
-        if not text.strip():
-            continue
-        spans.setdefault(text, []).append((link.start, link.end))
-        known = targets.setdefault(text, [])
-        # Titles begin with a capital whatever the text does: "parliament" is no other spelling of "Parliament".
-        if link.target not in known and link.target != text[0].upper() + text[1:] and link.target != text:
-            known.append(link.target)
-    return tuple(Entity(text, tuple(places), "link", "links", tuple(targets[text])) for text, places in spans.items())
-
-
-def _read_file(
-    file: Path, root: Path, settings: CorpusSettings, counter: _Counter, place: tuple[int, int, Progress | None]
-) -> Iterator[Passage]:
-    report = counter.report
-    where = file.name if file == root else file.relative_to(root).as_posix()
+def read_hub(settings: CorpusSettings, counter: PassageCounter) -> Iterator[Passage]:
+    """Passages of a Hugging Face dataset. Raises :class:`UserError` as :func:`read_passages`."""
     try:
-        kind = _kind(file)
+        name = settings.source.removeprefix("hf:")
+        yield from counter.passages(records.read_hub(name, settings, counter.report))
+    except records.NoTextColumn as error:
+        raise no_column(settings, error) from None
+
+
+def place_of(file: Path, root: Path) -> str:
+    """How a file of the corpus ``root`` is named in reports."""
+    return file.name if file == root else file.relative_to(root).as_posix()
+
+
+def read_file(
+    file: Path,
+    root: Path,
+    settings: CorpusSettings,
+    counter: PassageCounter,
+    place: tuple[int, int, Progress | None],
+    cached: bool = True,
+) -> Iterator[Passage]:
+    """Passages of one file of the corpus ``root``; what cannot be read goes to the counter's report.
+
+    ``place``: bytes before this file, bytes of all, and who is told; ``cached``: keep the passages of a dump.
+    Raises :class:`UserError` where the file is the whole corpus and lacks the text column.
+    """
+    report = counter.report
+    where = place_of(file, root)
+    cached = cached and file == root
+    try:
+        kind = kind_of(file)
         if kind is None:
             report.skip(where, f"unknown kind of file ({file.suffix or 'no ending'})")
             return
@@ -154,16 +123,16 @@ def _read_file(
             return
         if kind == "mediawiki":
             stored = parsed_cache.Store(file, settings)
-            if root == file and stored.usable():
+            if cached and stored.usable():
                 yield from stored.read(report)
                 return
             passages = counter.passages(_pages(file, where, kind, settings, report, place))
-            yield from stored.write(passages, report) if root == file else passages
+            yield from stored.write(passages, report) if cached else passages
             return
         yield from counter.passages(_pages(file, where, kind, settings, report, place))
     except records.NoTextColumn as error:
         if file == root:
-            raise _no_column(settings, error) from None
+            raise no_column(settings, error) from None
         report.skip(where, str(error))
     except OSError as error:
         report.skip(where, f"cannot be opened: {error.strerror or error}")
@@ -203,7 +172,7 @@ def _pages(
 
 
 def _opened(raw: IO[bytes], file: Path) -> IO[bytes]:
-    opener = _COMPRESSED.get(file.suffix.lower())
+    opener = COMPRESSED.get(file.suffix.lower())
     return opener(raw) if opener else raw
 
 
@@ -224,9 +193,10 @@ def _head(handle: IO[bytes], where: str, report: ReadReport) -> bytes | None:
     return head
 
 
-def _kind(file: Path) -> str | None:
+def kind_of(file: Path) -> str | None:
+    """What its name says a file is: ``mediawiki``, ``parquet``, ``json``, ``markdown``, ``text``; None: unreadable."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
+    if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     last = suffixes[-1] if suffixes else ""
     if last in _KINDS:
@@ -237,12 +207,13 @@ def _kind(file: Path) -> str | None:
 
 def _stem(file: Path) -> str:
     name = file.name
-    while Path(name).suffix.lower() in _COMPRESSED or (Path(name).suffix.lower() in _KINDS and Path(name).suffix):
+    while Path(name).suffix.lower() in COMPRESSED or (Path(name).suffix.lower() in _KINDS and Path(name).suffix):
         name = Path(name).stem
     return name
 
 
-def _resolve(source: str) -> Path:
+def resolve(source: str) -> Path:
+    """File or folder of a source. Raises :class:`UserError` where there is none."""
     builtin = assets.corpus_path(source)
     if builtin is not None:
         return builtin
@@ -257,21 +228,24 @@ def _resolve(source: str) -> Path:
     )
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The files of a corpus in its order, hidden ones left out."""
     if not path.is_dir():
         return [path]
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     return [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
 
 
-def _no_column(settings: CorpusSettings, error: records.NoTextColumn) -> UserError:
+def no_column(settings: CorpusSettings, error: records.NoTextColumn) -> UserError:
+    """The sentence for rows without the text column."""
     return UserError(
         f"{error.where} ({settings.source}) has no column {error.field!r}: set corpus.text_field to one of "
         f"{', '.join(error.columns) or '(it has no columns)'}"
     )
 
 
-def _nothing(settings: CorpusSettings, report: ReadReport) -> str:
+def no_passage(settings: CorpusSettings, report: ReadReport) -> str:
+    """The sentence for a corpus that gives nothing."""
     why = []
     if report.skipped:
         count = len(report.skipped) + report.skipped_more

@@ -96,9 +96,30 @@ _RANGE_WORDS = {
 }
 
 
+_SHOWING = (
+    _FIRST
+    | _SECOND
+    | _MONEY.keys()
+    | _SHIPS.keys()
+    | {"pop density", "convert", "cvt", "conv", "frac", "fraction", "sfrac", "as of", "asof", "circa", "c.", "ca."}
+    | {"formatnum", "number", "gaps", "num", "music", "flag", "flagcountry", "flagu", "us patent"}
+    | {"railgauge", "track gauge"}
+)
+
+
+def _plain_name(name: str) -> str:
+    return " ".join(name.split()).lower().replace("_", " ")
+
+
+def is_silent(name: str) -> bool:
+    """Whether nothing of the arguments of a template with this name is shown."""
+    name = _plain_name(name)
+    return name not in _SHOWING and not name.startswith((_LANGUAGE_PREFIX, "script/"))
+
+
 def render(template: Any) -> Shown:
     """What a reader of the page sees of a template, as far as it is running text; ``"formula"`` for formulas."""
-    name = " ".join(str(template.name).split()).lower().replace("_", " ")
+    name = _plain_name(str(template.name))
     if name in _FIXED:
         return _FIXED[name]
     if name in _FORMULAS:

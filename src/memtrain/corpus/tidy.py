@@ -14,8 +14,9 @@ _HOLES = (
     re.compile(r"[\s,;:]+(?=\))"),
     re.compile(r"(?<=\()\s+"),
 )
-_SPACE_BEFORE = re.compile(r"\s+(?=[,.](?:\s|$))")
-_SPACES = re.compile(r"\s+")
+_BRACKET = re.compile(r"[()\[]")
+_SPACE_BEFORE = re.compile(r" (?=[,.](?:\s|$))")
+_SPACES = re.compile(r"[^\S ]\s*| \s+")  # runs of white space that are not one space
 
 Edit = tuple[int, int, str]
 """Replace ``text[start:end]`` by a string."""
@@ -23,13 +24,14 @@ Edit = tuple[int, int, str]
 
 def tidy(text: str, links: list[Link]) -> Paragraph:
     """Quotes that mark bold and italics out, holes closed, white space collapsed; links follow."""
-    text, links = apply(text, links, _quote_edits(text))
-    before = ""
+    if "''" in text:
+        text, links = apply(text, links, _quote_edits(text))
+    before = "" if _BRACKET.search(text) else text
     while before != text:  # a hole may lie in a hole
         before = text
         for pattern in _HOLES:
             text, links = apply(text, links, [(m.start(), m.end(), "") for m in pattern.finditer(text)])
-    text, links = apply(text, links, [(m.start(), m.end(), " ") for m in _SPACES.finditer(text) if m[0] != " "])
+    text, links = apply(text, links, [(m.start(), m.end(), " ") for m in _SPACES.finditer(text)])
     text, links = apply(text, links, [(m.start(), m.end(), "") for m in _SPACE_BEFORE.finditer(text)])
     lead, tail = len(text) - len(text.lstrip()), len(text.rstrip())
     kept = []

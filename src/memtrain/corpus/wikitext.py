@@ -11,11 +11,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-import mwparserfromhell
 from mwparserfromhell import nodes
+from mwparserfromhell.parser import Parser
 
 from memtrain.corpus.pages import Link, Paragraph
-from memtrain.corpus.templates import render
+from memtrain.corpus.pruning import prune
+from memtrain.corpus.templates import is_silent, render
 from memtrain.corpus.tidy import tidy
 
 FORMULA = "\ufffc"
@@ -106,8 +107,10 @@ def paragraphs_of(
     text = _REFERENCE.sub("", _COMMENT_LINE.sub("", wikitext))
     if _depth(text) > MAX_DEPTH:
         raise ValueError(f"brackets nested more than {MAX_DEPTH} deep")
-    code = mwparserfromhell.parse(_MAGIC_WORD.sub("", text), skip_style_tags=True)
     flow = _Flow(DROPPED_NAMESPACES | set(file_namespaces), _OTHER_NAMESPACES | set(namespaces))
+    parser = Parser()  # its two halves one by one, to leave out what is not looked at
+    tokens = parser._tokenizer.tokenize(_MAGIC_WORD.sub("", text), 0, True)
+    code = parser._builder.build(prune(tokens, is_silent, flow.drops_link))
     flow.walk(code.nodes)
     yield from flow.paragraphs()
 
@@ -169,6 +172,12 @@ class _Flow:
             last = self.links.pop()
             self.links.append(Link(last.start, self.length, last.target))
         return text[end:]
+
+    def drops_link(self, title: str) -> bool:
+        """Whether a link with this title, as it is written, leaves nothing behind."""
+        title = html.unescape(title).strip()
+        prefix, colon, _ = title.partition(":")
+        return bool(colon) and prefix.strip().replace("_", " ").lower() in self.dropped
 
     def wikilink(self, node: Any) -> None:
         title = html.unescape(str(node.title)).strip().replace("_", " ")

@@ -74,6 +74,8 @@ class FsspecStore:
             self.files.pipe_file(self._place(INDEX), json.dumps(now, indent=1).encode())
             for name in before.keys() - now.keys():
                 self.files.rm_file(self._place(name))
+            if "file" in self.files.protocol:  # object stores have no folders to be left empty
+                drop_empty(Path(self.root))
 
     def fetch(self) -> None:
         """Make the folder what the index says; files that are there already stay."""
@@ -94,9 +96,7 @@ class FsspecStore:
                     pass
                 self.files.get_file(self._place(name), part.name)
                 Path(part.name).replace(target)
-        for folder in sorted(self.folder.rglob("*"), reverse=True):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        drop_empty(self.folder)
 
     def _index(self) -> dict[str, str]:
         with _sentence(self.url):
@@ -136,9 +136,15 @@ class _sentence:
             ) from error
 
 
+def drop_empty(root: Path) -> None:
+    """Remove folders below ``root`` in which nothing is."""
+    for folder in sorted(root.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _names(folder: Path) -> list[str]:
     """Files of a run, as paths below it; checkpoints last, so that what they rely on is there before them."""
     inside = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     names = [p.as_posix() for p in inside if not any(x in LEFT_OUT or x.startswith(".partial-") for x in p.parts)]
     return sorted(names, key=lambda name: (name.startswith("checkpoints/"), name))
-

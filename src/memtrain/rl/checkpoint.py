@@ -23,6 +23,7 @@ from memtrain.recipe import Recipe
 FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"} | {
     *(f"sampler.{key}" for key in ("url", "adapter_folder", "kv_cache_gib", "gpu_memory_utilization")),
     *(f"search.{key}" for key in ("url", "timeout", "retries", "connections", "max_failed_share")),
+    *(f"tinker.{key}" for key in ("base_url", "max_requests", "rows_multiple", "patience", "request_timeout")),
     *(f"compare.{key}" for key in ("seeds", "equal_compute", "ablations")),
 }
 """What may differ when a run is resumed: neither finished steps nor finished evaluations depend on it."""

@@ -1,0 +1,1 @@
+"""The engine whose model lives on a server that speaks the Tinker API."""
