@@ -76,7 +76,8 @@ class DocumentSettings(Section):
     random: int = Field(120, ge=0)
     """Passages drawn uniformly."""
     neighbours: str = "bm25"
-    """bm25, or ``dense:MODEL`` (extra ``dense``; a sentence-transformers name or folder)."""
+    """bm25, bm25-disk (an index on the disk, extra ``scale``), or ``dense:MODEL`` (extra ``dense``; a
+    sentence-transformers name or folder)."""
     mask_aliases: bool = False
     """Hide redirects and other link texts of the entity too."""
 
