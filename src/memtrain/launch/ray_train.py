@@ -171,7 +171,8 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[dict[str, 
     except Exception as error:
         where = address or "this machine"
         raise UserError(
-            f"Ray on {where} cannot be reached ({first_line(error)}); start it (ray start --head) or mend --address"
+            f"Ray on {where} cannot be reached ({first_line(error)}); start it (ray start --head), mend --address, or, "
+            "where the cluster asks for a token, set RAY_AUTH_MODE=token"
         ) from None
     try:
         yield ray.cluster_resources()
