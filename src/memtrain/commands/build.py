@@ -47,9 +47,7 @@ def build(
     settings = load_recipe(recipe, flat(overrides))
     from memtrain import pipeline
 
-    pipeline.build(
-        settings, out, workers=workers, executor=executor, executor_options=options, work_folder=work_folder
-    )
+    pipeline.build(settings, out, workers=workers, executor=executor, executor_options=options, work_folder=work_folder)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -49,4 +49,5 @@ def process_group(recipe: Recipe) -> Iterator[tuple[Workers, str]]:
         yield workers, device
     finally:
         workers.close()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

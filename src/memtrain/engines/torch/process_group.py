@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -32,7 +33,8 @@ class ProcessGroup:
 
     def close(self) -> None:
         """End what was started here. A group that is left to the interpreter's exit may abort the process there."""
-        dist.destroy_process_group(self._objects)
+        with contextlib.suppress(ValueError):  # vLLM's end takes all groups along
+            dist.destroy_process_group(self._objects)
         self._objects = None
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -7,6 +7,7 @@ whatever the policy was read from. Requests join and leave its batch between any
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import shutil
@@ -129,7 +130,8 @@ class InProcessSampler:
     def close(self) -> None:
         """Give memory and temporary files back; the sampler cannot be used any more."""
         if self._home.exists():
-            self._engine.engine_core.shutdown()
+            with contextlib.suppress(ValueError):  # a run of several workers ended vLLM's process groups with its own
+                self._engine.engine_core.shutdown()
         shutil.rmtree(self._home, ignore_errors=True)
 
     # ---- below -----------------------------------------------------------------------------------------------------
