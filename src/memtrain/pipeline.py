@@ -89,7 +89,7 @@ def evaluate(target: str, model: str | None, overrides: list[str]) -> None:
     run, recipe = _target(target, overrides)
     if model is None and (run.path / "model").is_dir():
         model = str(run.path / "model")
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": model or recipe.model.name})})
+    recipe = recipe.with_model(name=model or recipe.model.name)
     with Screen(f"memtrain eval {recipe.model.name}") as screen:
         engine = load_engine(recipe, screen)
         _build(recipe, run.path / "documents", screen)
@@ -116,7 +116,7 @@ def read(files: list[Path], ask: str, model: str, recipe: Recipe) -> None:
     from memtrain.types import SamplingParams
 
     text = "\n\n".join(_text_of(file) for file in files)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": model})})
+    recipe = recipe.with_model(name=model)
     console = Console()
     with Screen(f"memtrain read {files[0].name}") as screen:
         engine = load_engine(recipe, screen)

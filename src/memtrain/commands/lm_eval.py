@@ -49,7 +49,13 @@ def lm_eval(
     split = {"question_tokens": question_tokens, "head_tokens": head_tokens, "question_pattern": question_pattern}
     from memtrain import lm_eval_run
 
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
     lm_eval_run.run(
-        settings.model_copy(update={"model": named}), tasks, out, limit, include_path, num_fewshot, metadata, split
+        settings.with_model(name=model or settings.model.name),
+        tasks,
+        out,
+        limit,
+        include_path,
+        num_fewshot,
+        metadata,
+        split,
     )

@@ -35,5 +35,4 @@ def qa(
     settings = load_recipe(recipe, flat(overrides))
     from memtrain import long_qa
 
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
-    long_qa.run(settings.model_copy(update={"model": named}), questions, passages, lengths, number, out)
+    long_qa.run(settings.with_model(name=model or settings.model.name), questions, passages, lengths, number, out)

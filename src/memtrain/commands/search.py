@@ -41,8 +41,7 @@ def search_qa(
     settings = load_recipe(recipe, [*flat(overrides), *given])
     from memtrain import search_qa as command
 
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
-    command.run(settings.model_copy(update={"model": named}), questions, passages, number, out)
+    command.run(settings.with_model(name=model or settings.model.name), questions, passages, number, out)
 
 
 def search_server(

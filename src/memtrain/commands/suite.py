@@ -45,5 +45,4 @@ def suite(
     settings = load_recipe(recipe, flat(overrides))
     from memtrain import suites
 
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
-    suites.run(settings.model_copy(update={"model": named}), tasks, lengths, number, out)
+    suites.run(settings.with_model(name=model or settings.model.name), tasks, lengths, number, out)

@@ -27,6 +27,5 @@ def task(
     settings = load_recipe(recipe, flat(overrides))
     from memtrain import task_training
 
-    named = settings.model.model_copy(update={"name": model or settings.model.name})
     folder = out or Path("runs") / f"{settings.name}-task"
-    task_training.run(settings.model_copy(update={"model": named}), folder, resume)
+    task_training.run(settings.with_model(name=model or settings.model.name), folder, resume)

@@ -109,8 +109,7 @@ class _Comparison:
         """A model's answers to the evaluation's questions, with their scores: read back, or asked for."""
         file = self.out / "eval" / f"{row}-seed-{seed}.json"
         if not file.exists():
-            named = recipe.model.model_copy(update={"name": model})
-            asked = task_training.measure(recipe.model_copy(update={"model": named}), f"{row}, seed {seed}")
+            asked = task_training.measure(recipe.with_model(name=model), f"{row}, seed {seed}")
             write_atomically(file, json.dumps(asked, ensure_ascii=False))
             gc.collect()
         records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))

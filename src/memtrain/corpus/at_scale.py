@@ -29,16 +29,13 @@ from memtrain.corpus.pages import ReadReport
 from memtrain.corpus.parallel import Crew, Stage
 from memtrain.corpus.shards import SHARD_BYTES, Plan, code_and_settings, make_plan
 from memtrain.corpus.statistics import SplitStatistics
-from memtrain.corpus.store import Split
+from memtrain.corpus.store import SPLITS, Split
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 from memtrain.types import Passage
 
 DISK_ABOVE = 300_000
 """Passages above which ``documents.neighbours = "bm25"`` means the index on the disk, where workers are given."""
-
-
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def may_use_disk(recipe: Recipe) -> bool:

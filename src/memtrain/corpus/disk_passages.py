@@ -7,10 +7,10 @@ import dataclasses
 import itertools
 import json
 import sqlite3
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -23,25 +23,6 @@ from memtrain.corpus.shard_store import ROWS
 from memtrain.types import Entity, Passage
 
 _EDGES = ",;:.!?·'\u2019–—-"
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Recent(Generic[K, V]):
-    """The values asked for last; others are made again."""
-
-    def __init__(self, size: int, make: Callable[[K], V]) -> None:
-        self.size, self.make = size, make
-        self.kept: OrderedDict[K, V] = OrderedDict()
-
-    def __getitem__(self, key: K) -> V:
-        if key in self.kept:
-            self.kept.move_to_end(key)
-            return self.kept[key]
-        value = self.kept[key] = self.make(key)
-        if len(self.kept) > self.size:
-            self.kept.popitem(last=False)
-        return value
 
 
 class DiskCorpus:
@@ -65,11 +46,9 @@ class DiskCorpus:
         self._names, self._starts, self._renamed = facts["files"], facts["starts"], bool(facts["renamed"])
         self._tables = sqlite3.connect(f"file:{folder / TABLES}?mode=ro&immutable=1", uri=True)
         self._first = _numbers(folder / PAGES)
-        self._files: Recent[int, pa.ipc.RecordBatchFileReader] = Recent(self.FILES, self._open)
-        self._batches: Recent[tuple[int, int], pa.RecordBatch] = Recent(
-            self.BATCHES, lambda at: self._files[at[0]].get_batch(at[1])
-        )
-        self._passages: Recent[int, Passage] = Recent(self.PASSAGES, self.read)
+        self._file = lru_cache(self.FILES)(self._open)
+        self._batch_of = lru_cache(self.BATCHES)(lambda shard, number: self._file(shard).get_batch(number))
+        self._passage = lru_cache(self.PASSAGES)(self.read)
 
     def summary_report(self) -> ReadReport:
         """The report, with as many redirects as there are; their names stay on the disk."""
@@ -81,12 +60,12 @@ class DiskCorpus:
 
     def passage(self, row: int) -> Passage:
         """The passage in this row of the corpus, with its final id."""
-        return self._passages[row]
+        return self._passage(row)
 
     def _batch(self, row: int) -> tuple[pa.RecordBatch, int]:
         shard = bisect.bisect_right(self._starts, row) - 1
         number, place = divmod(row - self._starts[shard], ROWS)
-        return self._batches[shard, number], place
+        return self._batch_of(shard, number), place
 
     def read(self, row: int, links: Sequence[int] | None = None) -> Passage:
         """The same, for one that will not be asked for again; ``links``: only these, by their number."""
@@ -196,10 +175,10 @@ class Redirects(Mapping[str, Sequence[str]]):
 
     def __init__(self, corpus: DiskCorpus) -> None:
         self.corpus = corpus
-        self._kept: Recent[str, tuple[str, ...]] = Recent(self.KEPT, corpus.aliases_of)
+        self._kept = lru_cache(self.KEPT)(corpus.aliases_of)
 
     def __getitem__(self, title: str) -> Sequence[str]:
-        found = self._kept[title]
+        found = self._kept(title)
         if not found:
             raise KeyError(title)
         return found

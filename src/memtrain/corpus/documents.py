@@ -27,14 +27,13 @@ from memtrain.corpus.parallel import Crew
 from memtrain.corpus.readers import ReadReport, read_passages
 from memtrain.corpus.sides import side_of
 from memtrain.corpus.statistics import BuildReport, SplitStatistics
-from memtrain.corpus.store import Documents, Split
+from memtrain.corpus.store import SPLITS, Documents, Split
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 from memtrain.types import MASK_TOKEN, TARGET_TOKEN, Passage, TrainingDocument
 
 BUILD_VERSION = 1
 """Raise it when the same settings would give other documents: finished builds are then made anew."""
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def build(

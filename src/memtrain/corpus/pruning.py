@@ -40,7 +40,7 @@ def prune(tokens: list[Any], is_silent: Test, is_dropped: Test) -> list[Any]:
                 end = _closing(tokens, index, t.WikilinkOpen, t.WikilinkClose)
                 kept += (token, tokens[index + 1], tokens[end])
             else:
-                end = _end_of_title(tokens, index)
+                end = _closing(tokens, index, t.WikilinkOpen, t.WikilinkClose, t.WikilinkSeparator)
                 kept += tokens[index : end + 1]
             index = end + 1
         elif kind is t.TagOpenOpen and token.wiki_markup == _TABLE and (end := _end_of_table(tokens, index)):
@@ -58,8 +58,8 @@ def _is_named(tokens: list[Any], start: int, separator: type, test: Test) -> boo
     return type(name) is t.Text and type(tokens[start + 2]) is separator and test(name.text)
 
 
-def _closing(tokens: list[Any], start: int, opening: type, closing: type) -> int:
-    """Index of the token that closes what ``tokens[start]`` opens."""
+def _closing(tokens: list[Any], start: int, opening: type, closing: type, separator: type | None = None) -> int:
+    """Index of the token that closes what ``tokens[start]`` opens, or of its own first ``separator`` before that."""
     depth = 1
     for index in range(start + 1, len(tokens)):
         kind = type(tokens[index])
@@ -69,19 +69,7 @@ def _closing(tokens: list[Any], start: int, opening: type, closing: type) -> int
             depth -= 1
             if not depth:
                 return index
-    return len(tokens) - 1
-
-
-def _end_of_title(tokens: list[Any], start: int) -> int:
-    """Index of the separator after a link's title, or of the link's end."""
-    depth = 1
-    for index in range(start + 1, len(tokens)):
-        kind = type(tokens[index])
-        if kind is t.WikilinkOpen:
-            depth += 1
-        elif kind is t.WikilinkClose:
-            depth -= 1
-        if not depth or (depth == 1 and kind is t.WikilinkSeparator):
+        elif kind is separator and depth == 1:
             return index
     return len(tokens) - 1
 

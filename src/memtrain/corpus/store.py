@@ -22,6 +22,7 @@ from memtrain.recipe import CorpusSettings
 from memtrain.types import Mention, TrainingDocument
 
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 16
 """Documents read at once when one of them is wanted: about 2 MB at the published size."""

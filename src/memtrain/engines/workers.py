@@ -12,6 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from memtrain.errors import UserError
 
+BUCKET_BYTES = 64 * 2**20
+"""Gradients travel in pieces of about this size: large enough for full bandwidth, small beside the model."""
+
 Item = TypeVar("Item")
 
 

@@ -60,10 +60,9 @@ def train(recipe: Recipe, out: str, resume: bool, workers: int, address: str | N
         job = Job(recipe.model_dump(mode="json"), out, resume, uuid.uuid4().hex, on_gpu)
         with Screen(f"memtrain {recipe.name} → {out} ({workers} workers)") as screen:
             _run(ray, job, workers, restarts, screen)
-    if is_url(out):
-        print_summary(run_folder(out).path)
-    elif (Path(out) / "summary.json").exists():
-        print_summary(Path(out))
+    folder = run_folder(out).path
+    if (folder / "summary.json").exists():  # a cluster's disk need not be this machine's
+        print_summary(folder)
 
 
 def _run(ray: Any, job: Job, workers: int, restarts: int, screen: Screen) -> None:
@@ -140,8 +139,7 @@ def _work(config: dict[str, Any]) -> None:
     if job.on_gpu:
         from ray.train.torch import get_device
 
-        update = {"device": str(get_device())}
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
+        recipe = recipe.with_model(device=str(get_device()))
     try:
         run = run_folder(job.out, workers)
         run.launch = job.launch

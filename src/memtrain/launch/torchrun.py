@@ -22,7 +22,7 @@ def train(recipe: Recipe, out: str, resume: bool) -> None:
     resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     with process_group(recipe) as (workers, device):
         run = run_folder(out, workers)
-        placed = recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})})
+        placed = recipe.with_model(device=device)
         title = f"memtrain {recipe.name} → {out} ({workers.size} workers)"
         with Screen(title) if workers.rank == 0 else SilentScreen() as screen:
             train_in(run, placed, resume, screen, workers)

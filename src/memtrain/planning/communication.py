@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from memtrain.engines.workers import BUCKET_BYTES
 from memtrain.planning import cost, memory
 from memtrain.planning.cost import Assumptions, Place
 from memtrain.planning.hardware import GB, Device
@@ -31,8 +32,6 @@ RANK = 16
 """LoRA rank that is shown beside a training of all weights."""
 GRADIENT_BYTES = 4
 """Of a trained weight: gradients are summed in float32."""
-BUCKET_BYTES = 64 * 2**20
-"""Bytes of gradients that one all-reduce sums, about, as in ``engines/torch/process_group.py``."""
 JSON_TOKEN = 6.3
 """Bytes of a token id of a large vocabulary and its comma in JSON: how prompts go to a Tinker-API server."""
 DATUM_TOKEN = 20.0

@@ -114,7 +114,6 @@ class RunFolder:
             for name in ("summary.json", "eval/after.json"):
                 (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2))
-
         if self.launch:
             write_atomically(self.path / "launch.txt", self.launch)
 

@@ -121,7 +121,8 @@ class Trainer:
             importance_sampling_cap=self.recipe.importance_sampling_cap,
         )
         warm = min(1.0, number / train.warmup_steps) if train.warmup_steps else 1.0
-        parts = mini_batches(experience.rows, train.mini_batches, self._with_rows(experience.rows, number))
+        documents = self._with_rows(experience.rows, number) if train.mini_batches > 1 else None
+        parts = mini_batches(experience.rows, train.mini_batches, documents)
         found = [await self.engine.update(part, loss, self._optimiser(train.lr * warm)) for part in parts]
         if len(found) == 1:
             return found[0]

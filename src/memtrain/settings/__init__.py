@@ -97,6 +97,10 @@ class Recipe(Section):
             return 2.0 if self.sampler.kind != "torch" and self.train.old_logprobs == "recompute" else 0.0
         return cap
 
+    def with_model(self, **changes: Any) -> Recipe:
+        """The same recipe with other settings of its ``model`` (not validated: for what the code itself decides)."""
+        return self.model_copy(update={"model": self.model.model_copy(update=changes)})
+
     def fingerprint(self) -> str:
         """First 12 hex digits of the sha256 of the settings: tells two recipes apart."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-BUCKET_BYTES = 64 * 2**20
-"""Gradients travel in pieces of about this size: large enough for full bandwidth, small beside the model."""
+from memtrain.engines.workers import BUCKET_BYTES
+
 PATIENCE = timedelta(hours=12)
 """How long a worker waits for another that works; one that has died is noticed at once, by its closed connection."""
 
