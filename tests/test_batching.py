@@ -149,3 +149,19 @@ def test_with_a_worker_errors_and_interrupts_reach_who_waits() -> None:
 
     asyncio.run(go())
     assert seen.is_set()
+
+
+def test_one_event_loop_after_the_other() -> None:
+    """The worker may be at work when a loop ends: the next loop is served all the same."""
+
+    def slow(requests: list[int]) -> list[int]:
+        time.sleep(0.02)
+        return requests
+
+    with ThreadPoolExecutor(1) as worker:
+        queue = Batcher(together(slow), worker)
+        for number in range(5):
+            assert asyncio.run(asyncio.wait_for(queue.ask(number), 5)) == number
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(queue.ask(6), 0.001))
+        assert asyncio.run(asyncio.wait_for(queue.ask(7), 5)) == 7

@@ -6,7 +6,9 @@ Documents and a model come here; what a run does with them is in ``stages.py``.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -141,9 +143,18 @@ def read(files: list[Path], ask: str, model: str, recipe: Recipe) -> None:
     console.print(Text(f"answer: {last_boxed(text_of_answer) or text_of_answer}", style="bold"))
 
 
-def load_engine(recipe: Recipe, screen: Screen, training: bool = False, workers: Workers | None = None) -> Any:
+@functools.cache
+def _serving_thread() -> ThreadPoolExecutor:
+    """Engines that serve side by side take turns: two at once would slow each other more than twofold on a CPU."""
+    return ThreadPoolExecutor(1, "memtrain-serving")
+
+
+def load_engine(
+    recipe: Recipe, screen: Screen, training: bool = False, workers: Workers | None = None, serving: bool = False
+) -> Any:
     """The engine of a recipe, with its prompts checked against the model's window, and whether it can train.
 
+    ``serving`` samples in a thread of its own, so that an event loop stays free, and lets requests join as they come.
     As one of several ``workers`` it shares its updates, and draws that do not depend on which worker reads what.
     """
     name = recipe.model.name
@@ -170,6 +181,7 @@ def load_engine(recipe: Recipe, screen: Screen, training: bool = False, workers:
         compile_sampler=recipe.sampler.compile,
         workers=workers or ALONE,
         seed_by_prompt=workers is not None and workers is not ALONE,
+        overlap=_serving_thread() if serving else None,
     )
     if recipe.sampler.kind != "torch":
         from memtrain.engines.vllm.engine import with_vllm

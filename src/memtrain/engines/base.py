@@ -123,3 +123,17 @@ class Engine(Protocol):
     async def export(self, folder: Path) -> None:
         """Write the policy as a folder that transformers (or peft) loads: weights, config, tokenizer."""
         ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that tells each token when it is drawn."""
+
+    async def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams, on_token: Callable[[int], None]
+    ) -> Completion:
+        """Draw one completion; ``on_token`` is called in the event loop, in order, before the completion is there.
+
+        Cancelling the task that waits frees what the completion took at the sampler's next step.
+        """
+        ...

@@ -58,6 +58,49 @@ class ChatFormat:
         """Ids of the whole prompt: head, the (already neutral) user text, tail. Encoded in one go."""
         return [*self.bos_ids, *self.encode(self.head + user_text.strip() + self.tail)]
 
+    def conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a conversation, (role, text) in order, that the model is to go on with.
+
+        Roles are ``system``, ``user`` and ``assistant``; texts are made harmless here. Neighbours of one role are one
+        message, and a conversation that begins with the assistant gets a user's "..." before it, as many templates
+        insist on turns. A template that knows no system message shows it at the head of the first user message; one
+        that renders no conversation gets it as one user message.
+        """
+        turns: list[tuple[str, str]] = []
+        for role, text in messages:
+            text = self.neutral(text.strip())
+            if turns and turns[-1][0] == role:
+                turns[-1] = (role, f"{turns[-1][1]}\n\n{text}")
+            else:
+                if role == "assistant" and all(before == "system" for before, _ in turns):
+                    turns.append(("user", "..."))
+                turns.append((role, text))
+        if [role for role, _ in turns] == ["user"]:
+            return self.prompt(turns[0][1])
+        if not self.has_template:
+            heads = {"assistant": "### Response\n"}
+            parts = [heads.get(role, PLAIN_HEAD) + text for role, text in turns]
+            return [*self.bos_ids, *self.encode("\n\n".join(parts) + PLAIN_TAIL)]
+        for shape in (turns, _without_system(turns)):
+            rendered = self._filled(shape)
+            if rendered is not None:
+                return [*self.bos_ids, *self.encode(rendered)]
+        return self.prompt("\n\n".join(text if role == "system" else f"{role}: {text}" for role, text in turns))
+
+    def _filled(self, turns: Sequence[tuple[str, str]]) -> str | None:
+        """The template's text with every message in its place; None where it refuses, drops or repeats one."""
+        signs = [f"{_PLACEHOLDER}-{number}." for number in range(len(turns))]
+        text = self._render([{"role": role, "content": sign} for (role, _), sign in zip(turns, signs, strict=True)])
+        if text is None or any(text.count(sign) != 1 for sign in signs):
+            return None
+        pieces: list[str] = []
+        for sign, (_, said) in zip(signs, turns, strict=True):
+            before, found, text = text.partition(sign)
+            if not found:
+                return None  # in another order
+            pieces += [before, said]
+        return "".join([*pieces, text])
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text without start or end tokens; special tokens in it are recognised."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -145,6 +188,13 @@ class ChatFormat:
         special = {token for text in self._special for token in self.encode(text) if len(self.encode(text)) == 1}
         after = self.encode(rendered.rpartition(_PLACEHOLDER)[2])
         return next(((token,) for token in after if token in special), fallback)
+
+
+def _without_system(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """System messages at the head of the first user message."""
+    told = [text for role, text in turns if role == "system"]
+    rest = [(role, text) for role, text in turns if role != "system"]
+    return [("user", "\n\n".join([*told, rest[0][1]])), *rest[1:]] if rest else [("user", "\n\n".join(told))]
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:

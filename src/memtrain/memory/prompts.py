@@ -1,11 +1,4 @@
-"""Every text the model is shown, in one file, and the ids they become.
-
-Two styles (``memory.style``): ``full`` tells a capable model what a memory is for, in the spirit of MemAgent
-(arXiv 2507.02259); ``compact`` is two short lines for small models and small windows. Two layouts
-(``memory.layout``): ``section-first`` puts what the trajectories of a group share (instructions, question, text) before
-what tells them apart (the memory), so that their prompts have one long common prefix; ``memory-first`` is the published
-order (question, memory, section). Every reply that is checked stands in ``\\boxed{}``.
-"""
+"""The ids that prompts and known answers become, for one tokenizer; what they say is in ``texts.py``."""
 
 from __future__ import annotations
 
@@ -15,89 +8,13 @@ from typing import Any
 
 from memtrain.errors import UserError
 from memtrain.memory.chat_format import ChatFormat
+from memtrain.memory.texts import NO_MEMORY, UserTexts
 from memtrain.recipe import MemorySettings
-from memtrain.types import RECONSTRUCTION_QUESTION, TARGET_TOKEN
+from memtrain.types import RECONSTRUCTION_QUESTION
+
+__all__ = ["NO_MEMORY", "QUESTION", "Prompts", "Target"]
 
 QUESTION = RECONSTRUCTION_QUESTION
-NO_MEMORY = "No memory yet."
-"""m[0], and what a blank memory is shown as."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The words of one style. An empty text is left out of the prompt."""
-
-    write: str
-    """Opens a memory update; ``{words}`` is the room in words."""
-    answer: str
-    """Opens the last answer."""
-    recall: str
-    """Opens a recall probe."""
-    full_context: str
-    """Opens an answer from the whole text."""
-    question: str
-    """Heads the question."""
-    section: str
-    """Heads the text."""
-    memory: str
-    """Heads the memory."""
-    write_cue: str
-    """Closes a memory update."""
-    answer_cue: str
-    """Closes an answer."""
-    recall_cue: str
-    """Closes a recall probe."""
-    gap: str
-    """Stands between the parts."""
-
-
-FULL = Texts(
-    write=(
-        "A long text reaches you in sections, one at a time. Between sections you remember nothing except a memory "
-        "that you write yourself. Below are a question about the whole text, the current section, and your memory.\n"
-        "Write the memory anew. Carry over what it already holds and may still be needed. Add what this section says "
-        "about people, places, organisations, works, dates and figures, with the words that tie each to the others, "
-        "and above all whatever bears on the question. Correct what the section shows to be wrong. Your reply takes "
-        "the place of the old memory: what you leave out is lost. Be brief and concrete, stay below {words} words, and "
-        "do not answer the question yet."
-    ),
-    answer=(
-        "You have read a long text section by section and can no longer see it. Answer the question from your memory "
-        "of it, shown below. If the memory does not settle it, give your best guess. Put the answer alone, without "
-        "explanation, inside \\boxed{}."
-    ),
-    recall=(
-        f"Below are a passage in which one entity has been replaced everywhere by {TARGET_TOKEN}, and a memory written "
-        f"while reading the text that the passage comes from. Find out what {TARGET_TOKEN} stands for, using both. Put "
-        "the entity alone, spelt as in the text, inside \\boxed{}."
-    ),
-    full_context=(
-        "Answer the question about the text below. Put the answer alone, without explanation, inside \\boxed{}."
-    ),
-    question="Question:",
-    section="Section:",
-    memory="Memory:",
-    write_cue="New memory:",
-    answer_cue="Answer:",
-    recall_cue=f"What {TARGET_TOKEN} stands for:",
-    gap="\n\n",
-)
-
-COMPACT = Texts(
-    write="",
-    answer="",
-    recall="",
-    full_context="",
-    question="",
-    section="Text:",
-    memory="Notes:",
-    write_cue="Rewrite the notes: old and new facts.",
-    answer_cue="Answer in \\boxed{}:",
-    recall_cue=f"What is {TARGET_TOKEN}? Answer in \\boxed{{}}:",
-    gap="\n",
-)
-
-STYLES = {"full": FULL, "compact": COMPACT}
 
 
 @dataclass(frozen=True)
@@ -136,25 +53,21 @@ class Prompts:
         self.tokenizer = tokenizer
         self.settings = settings
         self.format = ChatFormat(tokenizer)
-        self.texts = STYLES[settings.style]
+        self.user = UserTexts(settings, self.format.neutral)
         self.stop: tuple[str, ...] = self.format.stop
         """Stop strings for sampling; empty with a chat template."""
 
     def write(self, question: str, chunk: str, memory: str) -> list[int]:
         """Prompt of a memory update: m[t] from (question, chunk, m[t-1])."""
-        words = max(1, self.settings.memory_tokens * 3 // 4)
-        opening = self.texts.write.replace("{words}", str(words))
-        asked = self._headed(self.texts.question, question)
-        return self._prompt(opening, asked, *self._section_and_memory(chunk, memory), self.texts.write_cue)
+        return self.format.prompt(self.user.write(question, chunk, memory))
 
     def answer(self, question: str, memory: str) -> list[int]:
         """Prompt of the last answer, from the memory alone."""
-        asked = self._headed(self.texts.question, question)
-        return self._prompt(self.texts.answer, asked, self._memory(memory), self.texts.answer_cue)
+        return self.format.prompt(self.user.answer(question, memory))
 
     def recall(self, memory: str, masked_chunk: str) -> list[int]:
         """Prompt of a recall probe: what ``[TARGET]`` stands for, from one memory and one masked chunk."""
-        return self._prompt(self.texts.recall, *self._section_and_memory(masked_chunk, memory), self.texts.recall_cue)
+        return self.format.prompt(self.user.recall(memory, masked_chunk))
 
     def recall_without_memory(self, masked_chunk: str) -> list[int]:
         """The same probe with :data:`NO_MEMORY`: what the passage and the weights give away by themselves."""
@@ -162,9 +75,7 @@ class Prompts:
 
     def full_context(self, question: str, text: str) -> list[int]:
         """Prompt that shows the whole text (control)."""
-        asked = self._headed(self.texts.question, question)
-        section = self._headed(self.texts.section, text)
-        return self._prompt(self.texts.full_context, asked, section, self.texts.answer_cue)
+        return self.format.prompt(self.user.full_context(question, text))
 
     def text_of(self, completion_ids: Sequence[int]) -> str:
         """The completion as text: without special tokens, stop text and thinking block, stripped."""
@@ -223,19 +134,3 @@ class Prompts:
                 f"{settings.memory_tokens}) or memory.answer_tokens (now {settings.answer_tokens})"
             )
         return needs
-
-    def _section_and_memory(self, chunk: str, memory: str) -> tuple[str, str]:
-        section, notes = self._headed(self.texts.section, chunk), self._memory(memory)
-        return (section, notes) if self.settings.layout == "section-first" else (notes, section)
-
-    def _memory(self, memory: str) -> str:
-        return self._headed(self.texts.memory, memory.strip() or NO_MEMORY)
-
-    def _headed(self, heading: str, text: str) -> str:
-        # A line of its own: the text's first word is then tokenised as at the start of a reply, which eases copying,
-        # and no tokenizer merges it with the heading, which keeps the common prefix whole.
-        neutral = self.format.neutral(text.strip())
-        return f"{heading}\n{neutral}" if heading else neutral
-
-    def _prompt(self, *parts: str) -> list[int]:
-        return self.format.prompt(self.texts.gap.join(part for part in parts if part))

@@ -124,12 +124,14 @@ class SearchPrompts(Prompts):
         words = max(1, self.search.memory_tokens * 3 // 4)
         opening = texts.turn.replace("{words}", str(words))
         cue = texts.turn_cue.replace("{turns}", str(self.search.max_turns)).replace("{turn}", str(turn))
-        return self._prompt(opening, *self._state(questions, results, memory), texts.lost if lost else "", cue)
+        parts = (opening, *self._state(questions, results, memory), texts.lost if lost else "", cue)
+        return self.format.prompt(self.user.joined(*parts))
 
     def last_turn(self, questions: Sequence[str], results: str, memory: str) -> list[int]:
         """Prompt of the last turn."""
         texts = self.search_texts
-        return self._prompt(texts.last, *self._state(questions, results, memory), texts.last_cue)
+        parts = (texts.last, *self._state(questions, results, memory), texts.last_cue)
+        return self.format.prompt(self.user.joined(*parts))
 
     def shown(self, query: str, found: Found, room: int | None = None) -> str:
         """What a search gave as the next prompt shows it: harmless, at most ``room`` tokens long (default:
@@ -164,9 +166,9 @@ class SearchPrompts(Prompts):
     def _state(self, questions: Sequence[str], results: str, memory: str) -> tuple[str, str, str]:
         """Questions, results and memory in the order of the layout."""
         # The example of a box is ours: only the questions themselves are made harmless.
-        asked = self._headed(self.texts.question, self.asked([harmless(question) for question in questions]))
-        shown = self._headed(self.search_texts.results, results) if results else ""
-        notes = self._memory(harmless(memory))
+        asked = self.user.headed(self.user.texts.question, self.asked([harmless(question) for question in questions]))
+        shown = self.user.headed(self.search_texts.results, results) if results else ""
+        notes = self.user.notes(harmless(memory))
         return (asked, shown, notes) if self.settings.layout == "section-first" else (asked, notes, shown)
 
     def _cut(self, text: str, tokens: int) -> str:

@@ -20,7 +20,7 @@ from memtrain.engines.base import Engine
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 
-FREE_TO_CHANGE = {"name", "log", "train.steps", "eval.every", "model.device"} | {
+FREE_TO_CHANGE = {"name", "log", "chat", "serve", "train.steps", "eval.every", "model.device"} | {
     *(f"sampler.{key}" for key in ("url", "adapter_folder", "kv_cache_gib", "gpu_memory_utilization")),
     *(f"search.{key}" for key in ("url", "timeout", "retries", "connections", "max_failed_share")),
     *(f"tinker.{key}" for key in ("base_url", "max_requests", "rows_multiple", "patience", "request_timeout")),

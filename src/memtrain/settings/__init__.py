@@ -14,6 +14,7 @@ from pydantic import model_validator
 from memtrain.settings.base import Mode, RewardKind, Section
 from memtrain.settings.downstream import CompareSettings, QaSettings
 from memtrain.settings.search import SearchSettings
+from memtrain.settings.serving import ChatSettings, ServeSettings
 from memtrain.settings.tinker import TinkerSettings
 from memtrain.settings.training import (
     CorpusSettings,
@@ -30,6 +31,7 @@ from memtrain.settings.training import (
 )
 
 __all__ = [
+    "ChatSettings",
     "CompareSettings",
     "CorpusSettings",
     "DocumentSettings",
@@ -46,6 +48,7 @@ __all__ = [
     "SamplerSettings",
     "SearchSettings",
     "Section",
+    "ServeSettings",
     "TaskSettings",
     "TinkerSettings",
     "TrainSettings",
@@ -76,6 +79,8 @@ class Recipe(Section):
     qa: QaSettings = QaSettings()
     search: SearchSettings = SearchSettings()
     compare: CompareSettings = CompareSettings()
+    chat: ChatSettings = ChatSettings()
+    serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -102,6 +107,6 @@ class Recipe(Section):
         return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 
     def fingerprint(self) -> str:
-        """First 12 hex digits of the sha256 of the settings: tells two recipes apart."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """First 12 hex digits of the sha256 of the settings that a run depends on: tells two recipes apart."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"chat", "serve"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

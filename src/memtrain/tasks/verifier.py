@@ -12,23 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-TAIL_CHARS = 300
-"""How far from the end of the reply a box may open."""
-_BOX = "\\boxed{"
-
-
-def last_boxed(text: str) -> str | None:
-    """Content of the last balanced ``\\boxed{...}`` in the last 300 characters, or None."""
-    tail = text[-TAIL_CHARS:]
-    place = tail.rfind(_BOX)
-    while place >= 0:
-        start, depth = place + len(_BOX), 1
-        for end in range(start, len(tail)):
-            depth += {"{": 1, "}": -1}.get(tail[end], 0)
-            if depth == 0:
-                return tail[start:end]
-        place = tail.rfind(_BOX, 0, place)  # this one never closes: an earlier one may
-    return None
+from memtrain.memory.boxed import BOX, last_boxed
 
 
 def normalise_exact(text: str) -> str:
@@ -77,4 +61,4 @@ def word_f1(said: str, gold: str) -> float:
 
 def boxable(answer: str) -> bool:
     """Whether a box can hold this answer: something in it, its braces balanced."""
-    return last_boxed(f"{_BOX}{answer}}}") == answer and bool(answer.strip())
+    return last_boxed(f"{BOX}{answer}}}") == answer and bool(answer.strip())

@@ -50,6 +50,10 @@ class Batch(Generic[Request, Answer]):
             new.append(request)
         return new
 
+    def gone(self, number: int) -> bool:
+        """Nobody waits for the answer to request ``number`` any more."""
+        return self._loop is not None and self._futures[number].done()
+
     def deliver(self, number: int, answer: Answer) -> None:
         """Answer request ``number``; whoever waits for it goes on."""
         self._settle(self._futures[number], answer)
@@ -94,6 +98,7 @@ class Batcher(Generic[Request, Answer]):
         self._seen = 0
         self._quiet = 0
         self._armed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(self, request: Request) -> Answer:
         """Wait for the answer to one request."""
@@ -104,8 +109,9 @@ class Batcher(Generic[Request, Answer]):
         return await future
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._armed:
-            self._armed, self._quiet = True, 0
+        # A loop that was closed while a batch ran on the worker never came to say that it is done.
+        if not self._armed or (self._loop is not loop and self._loop is not None and self._loop.is_closed()):
+            self._armed, self._quiet, self._loop = True, 0, loop
             loop.call_soon(self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:

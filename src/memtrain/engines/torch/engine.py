@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,15 @@ class TorchEngine:
         max_sequences: int | None = None,
         gradient_checkpointing: bool = False,
         share_prefixes: bool = True,
-        overlap: bool | None = None,
+        overlap: bool | ThreadPoolExecutor | None = None,
         compile_sampler: bool = False,
         workers: Workers = ALONE,
         seed_by_prompt: bool = False,
     ):
         """``max_sequences`` decode together (default 64 on a CPU, 256 on a GPU); ``share_prefixes`` = False runs
         every row by itself, for comparison; ``overlap`` samples in a thread of its own while episodes go on
-        (default: on a GPU); ``compile_sampler`` samples with layers that went through torch.compile.
+        (default: on a GPU), or in the given one, for several engines on one device, and lets who comes later join at
+        once; ``compile_sampler`` samples with layers that went through torch.compile.
         ``workers`` share every update; ``seed_by_prompt`` gives each request random numbers of its own, by its prompt
         and how often that was asked, so that draws do not depend on who else decodes."""
         self.loaded = loaded
@@ -74,7 +75,9 @@ class TorchEngine:
             keep_freed_memory()
         if overlap is None:
             overlap = loaded.device.type == "cuda"  # on a CPU a second thread would only take cores from the first
-        self._worker = ThreadPoolExecutor(1, "memtrain-device") if overlap else None
+        self._serving = isinstance(overlap, ThreadPoolExecutor)
+        own = ThreadPoolExecutor(1, "memtrain-device") if overlap is True else None
+        self._worker = overlap if isinstance(overlap, ThreadPoolExecutor) else own
         self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples, self._worker)
         self._score_queue: Batcher[ScoreRequest, list[float]] = Batcher(together(self._run_scores), self._worker)
         if gradient_checkpointing:
@@ -104,6 +107,20 @@ class TorchEngine:
         seeds = [self._seeds.draw(prompt_ids) if self._seeds else None for _ in range(n)]
         requests = [Request(tuple(prompt_ids), params, seed) for seed in seeds]
         return list(await asyncio.gather(*(self._sample_queue.ask(request) for request in requests)))
+
+    async def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams, on_token: Callable[[int], None]
+    ) -> Completion:
+        """See :meth:`memtrain.engines.base.StreamingEngine.stream`."""
+        self._check_length(len(prompt_ids) + params.max_tokens)
+        loop = asyncio.get_running_loop()
+
+        def hand_over(token: int) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(on_token, token)
+
+        seed = self._seeds.draw(prompt_ids) if self._seeds else None
+        return await self._sample_queue.ask(Request(tuple(prompt_ids), params, seed, hand_over))
 
     async def score(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], weights: Weights = "policy"
@@ -252,6 +269,8 @@ class TorchEngine:
             min_shared=self._min_shared,
             arrivals=batch.arrivals,
             abandoned=lambda: batch.abandoned,
+            gone=batch.gone,
+            grow=self._serving,
         )
 
     @torch.no_grad()

@@ -231,12 +231,26 @@ def check_attention(loaded: LoadedModel) -> None:
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UserError(_unfit(loaded, f"{type(error).__name__}: {error}")) from None
     tolerance = rounding_tolerance(wanted[0].dtype)
+    if wanted[0].dtype != torch.float32:
+        tolerance = max(tolerance, min(0.3, 2 * _stock_gap(loaded, rows[0], wanted[0])))
     for number, row in enumerate(rows):
         index = torch.tensor(tree.packed_indices(number, 0, len(row)), device=loaded.device)
         got = loaded.logits(hidden[index])
         gap = relative_gap(got, wanted[number])
         if not gap <= tolerance:
             raise UserError(_unfit(loaded, f"logits differ by {gap:.1%} from the model's own"))
+
+
+def _stock_gap(loaded: LoadedModel, row: list[int], eager: torch.Tensor) -> float:
+    """How far two of transformers' own attentions are apart: rounding alone, which large activations multiply (8% in
+    Qwen2.5-1.5B in bfloat16, on random tokens). 0 where the model has but one."""
+    try:
+        loaded.base.set_attn_implementation("sdpa")
+        return relative_gap(loaded.base(input_ids=torch.tensor([row], device=loaded.device)).logits[0], eager)
+    except (ValueError, TypeError, RuntimeError):
+        return 0.0
+    finally:
+        loaded.base.set_attn_implementation(attention.NAME)
 
 
 def packed_logits(loaded: LoadedModel, row: list[int]) -> torch.Tensor:

@@ -107,6 +107,15 @@ class Pool:
         }
         return cls(slots, rows, prefix_room, own_room, layers)
 
+    def grown(self, loaded: LoadedModel, slots: int, rows: int, prefix_room: int, own_room: int) -> Pool:
+        """A pool of at least this size with the same contents in its first places."""
+        pool = Pool.of(loaded, slots, rows, prefix_room, own_room)
+        for layer, old in self.layers.items():
+            for mine, theirs in zip(pool.layers[layer], old, strict=True):
+                a, b, c, d = theirs.shape
+                mine[:a, :b, :c, :d] = theirs
+        return pool
+
     def keep_slots(self, slots: Sequence[int]) -> None:
         """Leave only these slots, in this order."""
         for layer, cache in self.layers.items():

@@ -34,6 +34,8 @@ class Request:
     params: SamplingParams
     seed: int | None = None
     """Of the request's own random numbers; None takes those of the batch's generator."""
+    on_token: Callable[[int], None] | None = field(default=None, compare=False)
+    """Called with each token as it is drawn, in the thread that samples."""
 
 
 @dataclass
@@ -69,10 +71,14 @@ def sample_batch(
     min_shared: int = MIN_SHARED,
     arrivals: Callable[[], Sequence[Request]] = tuple,
     abandoned: Callable[[], bool] = lambda: False,
+    gone: Callable[[int], bool] = lambda number: False,
+    grow: bool = False,
 ) -> None:
     """Sample one completion a request, at most ``max_sequences`` at a time, and ``deliver`` each when it is done.
 
-    ``arrivals`` is asked before every step for requests that came meanwhile; they are numbered onwards and join.
+    ``arrivals`` is asked before every step for requests that came meanwhile; they are numbered onwards and join: where
+    there is room already, or at once with ``grow``, which makes the room (a server's requests come one by one).
+    ``gone`` says of a request that nobody waits for it any more; its slot is free from the next step on.
     """
     late = list(enumerate(requests))
     count = len(late)
@@ -83,7 +89,10 @@ def sample_batch(
             new = arrivals()
             late += enumerate(new, count)
             count += len(new)
-            late = decoder.join(late)
+            decoder.drop(gone)
+            late = decoder.make_room(late) if grow else decoder.join(late)
+            if not decoder.busy:
+                break
             decoder.admit()
             for number in decoder.step():
                 deliver(number, decoder.sequences.pop(number).completion)
@@ -105,6 +114,7 @@ class _Decoder:
         min_shared: int,
     ):
         self.loaded, self.end_ids, self.generator, self.min_shared = loaded, end_ids, generator, min_shared
+        self.max_sequences = max_sequences
         self.on_gpu = loaded.device.type == "cuda"
         self.sequences = {number: _Sequence(request) for number, request in requests.items()}
         units = self._units(list(requests), max_sequences)
@@ -155,6 +165,57 @@ class _Decoder:
         for number in left:
             del self.sequences[number]
         return [(number, request) for number, request in requests if number in left]
+
+    def make_room(self, requests: list[tuple[int, Request]]) -> list[tuple[int, Request]]:
+        """Let later requests wait here with slots of their own, up to the most that may decode together; returns the
+        rest. What runs keeps its keys and values, which are copied."""
+        active = [slot for slot, number in enumerate(self.running) if number is not None]
+        taken_slots = len(active) + sum(len(unit.members) for unit in self.waiting)
+        taken = requests[: max(0, self.max_sequences - taken_slots)]
+        if not taken:
+            return requests
+        self.sequences |= {number: _Sequence(request) for number, request in taken}
+        units = self._units([number for number, _ in taken], self.max_sequences)
+        own_room = max(self.pool.own_room, *(self._own_room(n, unit.shared) for unit in units for n in unit.members))
+        prefix_room = max(self.pool.prefix_room, *(unit.shared for unit in units))
+        rows = max(
+            self.pool.rows, len({*self.row_of} - {-1}) + sum(unit.shared > 0 for unit in [*self.waiting, *units])
+        )
+        if self.on_gpu:
+            own_room, prefix_room = (-(-room // LENGTH_STEP) * LENGTH_STEP for room in (own_room, prefix_room))
+        slots = taken_slots + len(taken)
+        if fitting_slots(self.loaded, slots, own_room, prefix_room * rows) < slots:
+            for number, _ in taken:
+                del self.sequences[number]
+            return requests
+        if 0 < len(active) < len(self.running):
+            self._keep(active)
+        slots = max(slots, len(self.running))
+        self.pool = self.pool.grown(self.loaded, slots, rows, prefix_room, own_room)
+        more = slots - len(self.running)
+        self.running += [None] * more
+        self.row_of += [-1] * more
+        self.own_lengths += [0] * more
+        self.prefix_lengths += [0] * (rows - len(self.prefix_lengths))
+        self.last_B1 = torch.cat([self.last_B1, self.last_B1.new_zeros(more, 1)])
+        self.waiting.extend(units)
+        self.width = max(self.width, *(len(unit.members) for unit in units))
+        return requests[len(taken) :]
+
+    def drop(self, gone: Callable[[int], bool]) -> None:
+        """Forget sequences that nobody waits for any more."""
+        left = [number for number in self.sequences if gone(number)]
+        if not left:
+            return
+        for number in left:
+            del self.sequences[number]
+        units = [Unit(tuple(n for n in unit.members if n in self.sequences), unit.shared) for unit in self.waiting]
+        self.waiting = deque(unit for unit in units if unit.members)
+        for slot, runs in enumerate(self.running):
+            if runs is not None and runs not in self.sequences:
+                self.running[slot], self.row_of[slot], self.own_lengths[slot] = None, -1, 0
+        if self.busy and self.plan is not None:
+            self._arrange()
 
     def admit(self) -> None:
         """Let waiting units into free slots, in order; where nobody waits any more, leave out the free slots."""
@@ -238,6 +299,8 @@ class _Decoder:
         params = sequence.request.params
         sequence.tokens.append(token)
         sequence.logprobs.append(logprob)
+        if sequence.request.on_token is not None:
+            sequence.request.on_token(token)
         sequence.stopped = token in self.end_ids and not params.ignore_eos
         if params.stop and not sequence.stopped:
             matcher = self.matchers.setdefault(params.stop, StopMatcher(self.loaded.tokenizer, params.stop))
