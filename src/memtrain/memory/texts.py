@@ -49,8 +49,14 @@ class Texts:
     """Opens a memory update of a conversation; ``{words}`` is the room in words."""
     chat_section: str
     """Heads what was just said."""
+    chat_memory: str
+    """Heads the memory of a conversation."""
+    chat_write_cue: str
+    """Closes a memory update of a conversation."""
+    chat_role: str
+    """Opens the system message of a reply where the application has no instructions of its own."""
     chat_system: str
-    """Opens the system message of a reply, before the memory."""
+    """Says in the system message what the memory is."""
 
 
 FULL = Texts(
@@ -84,17 +90,20 @@ FULL = Texts(
     recall_cue=f"What {TARGET_TOKEN} stands for:",
     gap="\n\n",
     chat_write=(
-        "You talk with a user. What was said earlier is out of your sight, except for a memory that you write "
-        "yourself. Below are what was said just now and your memory.\n"
-        "Write the memory anew. Carry over what it holds and may still be needed: names, dates, places, figures, "
-        "wishes, what is decided and what is open. Add what was said just now. Where that changes something, keep only "
-        "what holds now. Your reply takes the place of the old memory: what you leave out is lost. Be brief and "
-        "concrete, stay below {words} words, and write the memory alone."
+        "You keep the notes of a conversation between a user and an assistant. Below are the newest messages and the "
+        "notes so far.\n"
+        "Write the notes anew, as a list of short facts: names, dates, places, figures, wishes, what is decided and "
+        "what is open. Keep what the notes hold already. Add what the newest messages say. Where they change "
+        "something, keep only what holds now. Your reply replaces the notes: what you leave out is lost. Stay below "
+        "{words} words and write the notes alone."
     ),
-    chat_section="Said just now:",
+    chat_section="Newest messages:",
+    chat_memory="Notes:",
+    chat_write_cue="New notes:",
+    chat_role="You are a helpful assistant.",
     chat_system=(
-        "You talk with a user. What was said earlier is out of your sight, except for the memory below and the last "
-        "messages after it. Where the two disagree, the messages hold."
+        "You see the last messages of a conversation and your notes on what was said before. Where the two disagree, "
+        "the messages hold."
     ),
 )
 
@@ -112,6 +121,9 @@ COMPACT = Texts(
     gap="\n",
     chat_write="",
     chat_section="Text:",
+    chat_memory="Notes:",
+    chat_write_cue="Rewrite the notes: old and new facts.",
+    chat_role="",
     chat_system="",
 )
 
@@ -129,18 +141,21 @@ class UserTexts:
     def write(self, question: str, chunk: str, memory: str) -> str:
         """A memory update: m[t] from (question, chunk, m[t-1])."""
         asked = self.headed(self.texts.question, question)
-        section, notes = self._section_and_memory(self.texts.section, chunk, memory)
+        section, notes = self._ordered(self.headed(self.texts.section, chunk), self.notes(memory))
         return self.joined(self._opening(self.texts.write), asked, section, notes, self.texts.write_cue)
 
     def chat_write(self, said: str, memory: str) -> str:
-        """A memory update of a conversation, from what was said last. In the compact style a reader's, without a
-        question: what training on text has taught applies."""
-        section, notes = self._section_and_memory(self.texts.chat_section, said, memory)
-        return self.joined(self._opening(self.texts.chat_write), section, notes, self.texts.write_cue)
+        """A memory update of a conversation, from what was said last. In the compact style it is a reader's without a
+        question: what training on text has taught applies as it is."""
+        texts = self.texts
+        section, notes = self._ordered(self.headed(texts.chat_section, said), self.notes(memory, texts.chat_memory))
+        return self.joined(self._opening(texts.chat_write), section, notes, texts.chat_write_cue)
 
     def chat_system(self, memory: str, instructions: str = "") -> str:
-        """The system message of a reply: the application's own instructions, then the memory."""
-        return "\n\n".join(part for part in (instructions.strip(), self.texts.chat_system, self.notes(memory)) if part)
+        """The system message of a reply: the application's own instructions, what the memory is, the memory."""
+        texts = self.texts
+        parts = (instructions.strip() or texts.chat_role, texts.chat_system, self.notes(memory, texts.chat_memory))
+        return "\n\n".join(part for part in parts if part)
 
     def answer(self, question: str, memory: str) -> str:
         """The last answer, from the memory alone."""
@@ -149,7 +164,7 @@ class UserTexts:
 
     def recall(self, memory: str, masked_chunk: str) -> str:
         """A recall probe: what ``[TARGET]`` stands for, from one memory and one masked chunk."""
-        section, notes = self._section_and_memory(self.texts.section, masked_chunk, memory)
+        section, notes = self._ordered(self.headed(self.texts.section, masked_chunk), self.notes(memory))
         return self.joined(self.texts.recall, section, notes, self.texts.recall_cue)
 
     def full_context(self, question: str, text: str) -> str:
@@ -160,13 +175,12 @@ class UserTexts:
     def _opening(self, text: str) -> str:
         return text.replace("{words}", str(max(1, self.settings.memory_tokens * 3 // 4)))
 
-    def _section_and_memory(self, heading: str, chunk: str, memory: str) -> tuple[str, str]:
-        section, notes = self.headed(heading, chunk), self.notes(memory)
+    def _ordered(self, section: str, notes: str) -> tuple[str, str]:
         return (section, notes) if self.settings.layout == "section-first" else (notes, section)
 
-    def notes(self, memory: str) -> str:
-        """The memory under its heading."""
-        return self.headed(self.texts.memory, memory.strip() or NO_MEMORY)
+    def notes(self, memory: str, heading: str = "") -> str:
+        """The memory under its heading (default: the reader's)."""
+        return self.headed(heading or self.texts.memory, memory.strip() or NO_MEMORY)
 
     def headed(self, heading: str, text: str) -> str:
         """A text, made harmless, under its heading."""
