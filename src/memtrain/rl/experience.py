@@ -232,6 +232,10 @@ def sample_records(
         advantages = group_advantages(found.rewards, std_normalise) or (0.0,) * len(found.rewards)
         for place, trajectory in enumerate(found.trajectories):
             recall = found.recall[place] if found.recall else []
+            asked = [
+                {"step": probe.step, "chunk": probe.chunk, "answer": probe.answer, "reward": reward}
+                for probe, reward in zip(found.probes[place] if found.probes else [], recall, strict=False)
+            ]
             for turn in trajectory.turns:
                 records.append(
                     {
@@ -248,6 +252,7 @@ def sample_records(
                         "e2e_reward": found.e2e[place],
                         "recall_reward": fmean(recall) if recall else None,
                         "advantage": advantages[place],
+                        "probes": asked,
                     }
                 )
     return records
