@@ -1,0 +1,1 @@
+"""Bounded memory inside other people's agents: LangChain and LangGraph, LlamaIndex, the Model Context Protocol."""
