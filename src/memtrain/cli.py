@@ -20,14 +20,21 @@ from memtrain import __version__
 from memtrain.assets import cache_home
 from memtrain.commands.build import build
 from memtrain.commands.compare import compare
+from memtrain.commands.export import export
+from memtrain.commands.keys import keys
 from memtrain.commands.lm_eval import lm_eval
+from memtrain.commands.mcp import mcp
 from memtrain.commands.options import RECIPES_TEXT, Model, Overrides, flat
 from memtrain.commands.plan import plan
 from memtrain.commands.qa import qa
+from memtrain.commands.report import report
 from memtrain.commands.search import search_qa, search_server
+from memtrain.commands.serve import serve
 from memtrain.commands.suite import suite
 from memtrain.commands.task import task
 from memtrain.commands.train import train
+from memtrain.commands.ui import ui
+from memtrain.commands.watch import watch
 from memtrain.errors import UserError
 from memtrain.recipe import load_recipe
 
@@ -156,6 +163,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lm-eval": lm_eval,
     "read": read,
     "show": show,
+    "watch": watch,
+    "report": report,
+    "serve": serve,
+    "ui": ui,
+    "keys": keys,
+    "mcp": mcp,
+    "export": export,
     "bench": bench,
 }
 DESCRIPTION = f"""Train language models to keep a bounded text memory, from unlabelled text alone.
