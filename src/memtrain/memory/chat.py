@@ -7,9 +7,10 @@ exchange in the chunk's place. A message too long for a turn is read in chunks f
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from memtrain.errors import UserError
 from memtrain.memory.boxed import last_boxed
@@ -23,6 +24,10 @@ MESSAGE_TOKENS = 8
 """What a chat template adds to a message, at most, by rule of thumb."""
 ASK_TOKENS = 256
 """A paragraph at the end (or beginning) of a long message that is no longer than this is what is asked about it."""
+
+LONG_CHARS = 20_000
+"""Counting the tokens of a longer text takes milliseconds and more."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,8 @@ class ChatAgent:
             memory, more = await self.remember(memory, said[:-1], on_event)
             calls += more
         last, more = said[-1], ()
-        if self._tokens([last]) > self._message_room(instructions):
-            document, asked = split_request(last.content, self.model.count)
+        if await _apart(last.content, lambda: self._tokens([last])) > self._message_room(instructions):
+            document, asked = await _apart(last.content, lambda: split_request(last.content, self.model.count))
             memory, more = await self.read(memory, document, asked, on_event)
             shown = f"{asked}\n\n(A text of {len(more)} sections was read; the memory holds what was noted.)"
             last = replace(last, content=shown.strip())
@@ -162,7 +167,7 @@ class ChatAgent:
     ) -> tuple[str, tuple[Call, ...]]:
         """Read a text of any length, chunk by chunk, into the memory. ``question`` says what it is read for."""
         question = last_tokens(question, ASK_TOKENS, self.model.count)
-        chunks = split_by_count(text, self.memory.chunk_tokens, self.model.count)
+        chunks = await _apart(text, lambda: split_by_count(text, self.memory.chunk_tokens, self.model.count))
         calls = []
         for number, chunk in enumerate(chunks, 1):
             memory, call = await self._write("read", self.texts.write(question, chunk, memory), memory)
@@ -191,7 +196,8 @@ class ChatAgent:
     async def _fold(
         self, memory: str, messages: Sequence[Message], on_event: OnEvent = ignore
     ) -> tuple[str, tuple[Call, ...]]:
-        pieces = _packed(messages, self.memory.chunk_tokens, self.model.count)
+        longest = max((message.content for message in messages), key=len, default="")
+        pieces = await _apart(longest, lambda: _packed(messages, self.memory.chunk_tokens, self.model.count))
         calls = []
         for number, piece in enumerate(pieces, 1):
             memory, call = await self._write("write", self.texts.chat_write(piece, memory), memory)
@@ -256,6 +262,11 @@ def without_thoughts(text: str) -> str:
     """What stands after a thinking block; nothing where the block was never closed."""
     text = text.rpartition("</think>")[2]
     return "" if "<think>" in text else text.strip()
+
+
+async def _apart(text: str, work: Callable[[], T]) -> T:
+    """Work that takes long where the text is long: then in a thread, so that the others are not kept waiting."""
+    return await asyncio.to_thread(work) if len(text) > LONG_CHARS else work()
 
 
 def _packed(messages: Sequence[Message], tokens: int, count: Callable[[str], int]) -> list[str]:

@@ -18,12 +18,12 @@ def split_by_count(text: str, tokens: int, count: Count) -> list[str]:
     Cuts fall between paragraphs where one ends in the second half of a piece, else between sentences, else words.
     """
     pieces: list[str] = []
-    begin = 0
-    while text[begin:].strip():
+    begin, said = 0, len(text.rstrip())
+    while begin < said:
         end = begin + _fitting_head(text, begin, tokens, count)
         if end < len(text):
             end = _border(text, begin, end)
-        if not text[end:].strip():
+        if end >= said:
             end = len(text)
         pieces.append(text[begin:end])
         begin = end

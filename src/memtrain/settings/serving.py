@@ -17,8 +17,8 @@ class ChatSettings(Section):
     """Most new tokens of a reply; a request may ask for fewer."""
     temperature: float = Field(0.7, ge=0)
     """Of replies, where a request names none."""
-    write_temperature: float = Field(0.0, ge=0)
-    """Of memory writes; 0 is greedy."""
+    write_temperature: float = Field(0.7, ge=0)
+    """Of memory writes, as in training (a small model's greedy memory soon repeats itself); 0 is greedy."""
 
 
 class ServeSettings(Section):

@@ -72,10 +72,11 @@ class Batch(Generic[Request, Answer]):
             else:
                 future.set_result(outcome)
 
+        loop = future.get_loop()  # a batch may have taken in a request of the loop that came after its own
         if self._loop is None:
             settle()
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(settle)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(settle)
 
 
 def together(run: Callable[[list[Request]], list[Answer]]) -> Callable[[Batch[Request, Answer]], None]:
