@@ -23,7 +23,7 @@ from server import Server
 from memtrain.evaluation.statistics import estimate as interval
 
 RESTART_AFTER = 15
-SETTINGS = ["chat.context_tokens=512", "chat.reply_tokens=48", "chat.temperature=0"]
+SETTINGS = ["chat.context_tokens=288", "chat.reply_tokens=48", "chat.temperature=0"]
 
 
 async def talk(server: Server, name: str, bookings: list[Booking], turns: range, rows: list[dict[str, Any]]) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["base=smollm2-135m", "trained=runs/demo"], help="NAME=MODEL")
-    parser.add_argument("--number", type=int, default=8, help="bookings at once")
+    parser.add_argument("--number", type=int, default=8, help="bookings, all at once")
     parser.add_argument("--out", type=Path, default=Path("docs/results/serving"))
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="settings of memtrain serve")
     options = parser.parse_args()
