@@ -12,10 +12,10 @@ from typing import Any
 
 import uvicorn
 
+from memtrain.addresses import listen
 from memtrain.memory.chat import ChatAgent
 from memtrain.serving.app import make_app
 from memtrain.serving.limits import LOOPBACK_NAMES
-from memtrain.serving.run import open_door
 from memtrain.serving.store import Store
 from memtrain.settings import ServeSettings
 
@@ -25,7 +25,7 @@ MODEL = "notebook"
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
     """The address of an application that answers there; it is stopped gracefully at the end."""
-    door = open_door("127.0.0.1", 0)
+    door, _ = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(
             app, ws="none", log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=5

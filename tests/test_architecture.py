@@ -15,11 +15,12 @@ import memtrain
 SOURCE = Path(memtrain.__file__).parent
 ROOT = SOURCE.parents[1]
 
-GROUND = ("types", "errors", "settings", "recipe")
+GROUND = ("types", "errors", "addresses", "settings", "recipe")
 BELOW: dict[str, tuple[str, ...]] = {
     # Who may import whom: the longest name that fits a module decides. Imports inside functions count too.
     "types": (),
     "errors": (),
+    "addresses": ("errors",),
     "settings": ("settings",),
     "recipe": ("errors", "settings"),
     "assets": ("assets", "errors"),
@@ -91,7 +92,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "serving": ("serving", "memory", "engines.base", "report.console", "", *GROUND),
     "serve": ("serve", "serving", "pipeline", "memory", "report", "engines", "assets", *GROUND),
     "ui": ("serve", "serving", "pipeline", "memory", "report", "assets", *GROUND),
-    "client": ("client", "errors"),
+    "client": ("client", "addresses", "errors"),
     "plugs": ("plugs", "client", "memory", *GROUND),
     "publish": ("publish", "report", "evaluation", "memory", "rl.checkpoint", "engines", "assets", *GROUND),
     "commands": (
@@ -130,6 +131,7 @@ NO_TORCH = (
     "assets",
     "types",
     "errors",
+    "addresses",
     "settings",
     "recipe",
     "engines.base",

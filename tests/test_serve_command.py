@@ -18,12 +18,12 @@ from notebook_model import notebook_agent
 from serve_here import serving, until
 from test_serve_http import client, say
 
+from memtrain.addresses import is_loopback
 from memtrain.commands.serve import serve as command
 from memtrain.errors import UserError
 from memtrain.recipe import Recipe
 from memtrain.serve import Upstream, resolve, upstream_agents
 from memtrain.serving.owners import Owners
-from memtrain.serving.run import is_loopback
 from memtrain.serving.store import Store
 
 SCRIPT = """

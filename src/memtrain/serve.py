@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from memtrain.addresses import is_loopback
 from memtrain.errors import UserError
 from memtrain.memory.chat import ChatAgent
 from memtrain.memory.text_model import EngineModel
@@ -73,7 +74,7 @@ def serve(
     from memtrain.serving.app import make_app
     from memtrain.serving.limits import LOOPBACK_NAMES
     from memtrain.serving.owners import Owners
-    from memtrain.serving.run import check_reach, is_loopback, run
+    from memtrain.serving.run import check_reach, run
     from memtrain.serving.store import Store
 
     found = [] if upstream is not None and not targets else resolve(targets, recipe, overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from memtrain.addresses import on_this_machine
 from memtrain.errors import UserError, first_line
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -132,7 +132,7 @@ class Wire:
             "base_url": self.url,
             "headers": {"Authorization": f"Bearer {self._key}"} if self._key else {},
             "timeout": http().Timeout(timeout, connect=CONNECT_TIMEOUT),
-            "trust_env": not _is_here(self.url),  # a proxy named by the environment is for other machines
+            "trust_env": not on_this_machine(self.url),  # a proxy named by the environment is for other machines
         }
 
     def _lost(self, error: Exception) -> UserError:
@@ -238,14 +238,6 @@ def http() -> Any:
     except ImportError:
         raise UserError("the client of memtrain serve needs httpx2: pip install 'memtrain[client]'") from None
     return httpx2
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _said(body: bytes) -> str:

@@ -8,12 +8,11 @@ row nobody waits for the server any more, until one try, sent now and then, is a
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
+from memtrain.addresses import on_this_machine
 from memtrain.errors import UserError, first_line
 from memtrain.search.base import Found
 from memtrain.search.breaker import Breaker, Patience
@@ -188,7 +187,7 @@ class HttpRetriever:
             self._client = self._http.AsyncClient(
                 timeout=None,
                 limits=self._http.Limits(max_connections=self.connections),
-                trust_env=not _is_here(self.url),
+                trust_env=not on_this_machine(self.url),
                 headers={"Accept-Encoding": "identity"},
             )
         async with self._client.stream("POST", self.url, json=body) as response:
@@ -206,11 +205,3 @@ class HttpRetriever:
         client, self._client, self._slots = self._client, None, None
         if client is not None:
             await client.aclose()
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -5,12 +5,12 @@ For the machine it runs on unless told otherwise: there is no log-in, and whoeve
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from memtrain.errors import UserError, first_line
+from memtrain.addresses import listen
+from memtrain.errors import UserError
 from memtrain.search.base import Hit
 from memtrain.search.contract import PATH, TOPK, answer
 from memtrain.search.local import LocalRetriever
@@ -66,17 +66,9 @@ def serve(app: FastAPI, host: str, port: int, on_start: Any = lambda address: No
     """
     import uvicorn
 
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        door = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"port {port} of {host} cannot be opened ({first_line(error)}); choose another --port or --host"
-        ) from None
-    # asyncio sets it only where a socket names its protocol; without it every answer waits 40 ms for an acknowledgement.
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    door, address = listen(host, port)
     with door:
-        on_start(f"http://{f'[{host}]' if ':' in host else host}:{door.getsockname()[1]}")
+        on_start(address)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])
 
 

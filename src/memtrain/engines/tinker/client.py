@@ -9,8 +9,6 @@ what a server refuses.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
 import os
 import re
@@ -19,8 +17,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from memtrain.addresses import on_this_machine
 from memtrain.errors import UserError, first_line
 from memtrain.settings.tinker import TinkerSettings
 
@@ -46,16 +44,6 @@ class ServerError(Exception):
         self.message, self.lost = message, lost
 
 
-def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def address(settings: TinkerSettings) -> tuple[str, str | None]:
     """Address and key; None: the client library finds the key, or the command that prints one, by itself.
 
@@ -73,11 +61,11 @@ def address(settings: TinkerSettings) -> tuple[str, str | None]:
         return HOSTED, None
     if not url.startswith(("http://", "https://")):
         raise UserError(f"TINKER_BASE_URL is {url!r}; it must begin with http:// or https://")
-    if url.startswith("https://") and not is_loopback(url):
+    if url.startswith("https://") and not on_this_machine(url):
         if not credentials:
             raise UserError(f"the Tinker server at {url} wants a key; set TINKER_API_KEY")
         return url, None
-    if credentials and not is_loopback(url):
+    if credentials and not on_this_machine(url):
         raise UserError(
             f"TINKER_API_KEY would go to {url} unencrypted; use https, or unset it: a server of your own takes none"
         )
@@ -104,7 +92,7 @@ class Connection:
 
     def is_up(self) -> bool:
         """Whether anything answers, be it that we may not ask."""
-        handlers = [urllib.request.ProxyHandler({})] if is_loopback(self.url) else []
+        handlers = [urllib.request.ProxyHandler({})] if on_this_machine(self.url) else []
         try:
             with urllib.request.build_opener(*handlers).open(f"{self.url}/api/v1/healthz", timeout=PROBE_SECONDS):
                 return True
