@@ -134,7 +134,7 @@ def test_what_is_refused_is_one_sentence_with_its_status(server: str) -> None:
         client.edit("ada", "FACT a=b")
         assert one_sentence(lambda: client.edit("ada", "FACT a=c", turn=7)).status == 409  # type: ignore[attr-defined]
         assert one_sentence(lambda: client.edit("ada", "x" * 70_000)).status == 413  # type: ignore[attr-defined]
-        one_sentence(lambda: client.read("ada", " "), "nothing to read")
+        one_sentence(lambda: client.read("ada", " "), "must not be blank")
         for name in ("", "../ada", "a b", ".", "a/b", "x" * 129):
             one_sentence(lambda name=name: client.get(name), "cannot name a session")
 
