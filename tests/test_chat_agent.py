@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from memtrain.memory.chat import (
     Remembered,
     Spoken,
     split_request,
+    without_loops,
     without_thoughts,
 )
 from memtrain.memory.cutting import last_tokens, split_by_count
@@ -224,6 +226,34 @@ def test_thoughts_are_not_remembered() -> None:
     assert without_thoughts("<think>hm</think> hotel") == "hotel"
     assert without_thoughts("<think>hm") == ""
     assert without_thoughts(" hotel ") == "hotel"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("I am Ana; 11 June; 11 June; 11 June; 11 J", "I am Ana; 11 June; 11 J"),
+        ("Estándo de lado, Marta. Estándo de lado, Marta. Estándo de lado, Marta. Est", "Estándo de lado, Marta. Est"),
+        ("- a hotel\n- a hotel\n- a hotel\n- dinner", "- a hotel\n- dinner"),
+        ("twice is meant, twice is meant", "twice is meant, twice is meant"),
+        ("ha ha ha", "ha ha ha"),
+        ("1000 1000 2000 1000", "1000 1000 2000 1000"),
+    ],
+)
+def test_loops_are_kept_once(text: str, wanted: str) -> None:
+    assert without_loops(text) == wanted
+
+
+@given(st.text(alphabet="ab ;\n", max_size=80))
+def test_what_is_no_loop_stays_and_dropping_is_done_at_once(text: str) -> None:
+    once = without_loops(text)
+    assert set(once.split()) <= set(text.split()) | {word.rstrip(";") for word in text.split()}
+    assert len(once) <= len(text)
+
+
+def test_long_memories_are_searched_for_loops_quickly() -> None:
+    began = time.perf_counter()
+    without_loops("abcd " * 100 + "x y " * 8000 + "q" * 30_000)
+    assert time.perf_counter() - began < 2
 
 
 # ---- engines as text models ------------------------------------------------------------------------------------------

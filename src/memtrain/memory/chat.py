@@ -8,6 +8,7 @@ exchange in the chunk's place. A message too long for a turn is read in chunks f
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -25,6 +26,7 @@ MESSAGE_TOKENS = 8
 ASK_TOKENS = 256
 """A paragraph at the end (or beginning) of a long message that is no longer than this is what is asked about it."""
 
+_LOOP = re.compile(r"\b(\w.{3,119}?)(?:[\s;,.]+\1){2,}", re.DOTALL)
 LONG_CHARS = 20_000
 """Counting the tokens of a longer text takes milliseconds and more."""
 T = TypeVar("T")
@@ -209,7 +211,8 @@ class ChatAgent:
         """The next memory; a write that says nothing leaves the old one, which else would be lost for good."""
         params = SamplingParams(self.memory.memory_tokens, self.chat.write_temperature)
         reply = await self.model.complete([Message("user", prompt)], params)
-        return without_thoughts(reply.text) or memory, _call(kind, reply)
+        text = without_thoughts(reply.text)
+        return (without_loops(text) if self.chat.drop_loops else text) or memory, _call(kind, reply)
 
     def _prompt(self, instructions: str, memory: str, recent: Sequence[Message], last: Message) -> list[Message]:
         """What the reply is made from: always about ``chat.context_tokens`` long once so much has been said."""
@@ -262,6 +265,12 @@ def without_thoughts(text: str) -> str:
     """What stands after a thinking block; nothing where the block was never closed."""
     text = text.rpartition("</think>")[2]
     return "" if "<think>" in text else text.strip()
+
+
+def without_loops(text: str) -> str:
+    """A phrase (4 to 120 characters) that comes three times or more in a row is kept once, whatever it ends in."""
+    found = _LOOP.sub(r"\1", text)
+    return found.rstrip(" ;,") if found != text else text
 
 
 async def _apart(text: str, work: Callable[[], T]) -> T:

@@ -19,6 +19,9 @@ class ChatSettings(Section):
     """Of replies, where a request names none."""
     write_temperature: float = Field(0.7, ge=0)
     """Of memory writes, as in training (a small model's greedy memory soon repeats itself); 0 is greedy."""
+    drop_loops: bool = True
+    """A phrase that a written memory repeats three times or more in a row is kept once: a small model that is caught
+    in a loop would fill the memory with it for good."""
 
 
 class ServeSettings(Section):
