@@ -71,11 +71,11 @@ class TorchEngine:
         self._reference: dict[str, torch.Tensor] = {}
         self.compile_sampler = compile_sampler
         self._rollout: RolloutModel | None = None
-        if loaded.device.type == "cpu":
-            keep_freed_memory()
         if overlap is None:
             overlap = loaded.device.type == "cuda"  # on a CPU a second thread would only take cores from the first
         self._serving = isinstance(overlap, ThreadPoolExecutor)
+        if loaded.device.type == "cpu" and not self._serving:  # a server's caches come in many sizes: let them go again
+            keep_freed_memory()
         own = ThreadPoolExecutor(1, "memtrain-device") if overlap is True else None
         self._worker = overlap if isinstance(overlap, ThreadPoolExecutor) else own
         self._sample_queue: Batcher[Request, Completion] = Batcher(self._run_samples, self._worker)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +15,7 @@ from memtrain.engines.torch.decode_attention import DecodePlan, layout
 from memtrain.engines.torch.drawing import DrawPlan, draw, uniform
 from memtrain.engines.torch.model import LoadedModel
 from memtrain.engines.torch.prefill import Pool, Unit, fitting_slots, plan_units, prefill, rows_at_once
+from memtrain.engines.torch.sequences import Request, RunningSequence
 from memtrain.engines.torch.step_graphs import StepGraphs
 from memtrain.engines.torch.stopping import StopMatcher
 from memtrain.types import Completion, SamplingParams
@@ -23,40 +23,11 @@ from memtrain.types import Completion, SamplingParams
 MIN_SHARED = 16
 """Prefixes shorter than this are copied, not shared."""
 LENGTH_STEP = 64
-"""On a GPU own lengths are rounded up to this, so that one graph serves as many steps."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion that is wanted."""
-
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    seed: int | None = None
-    """Of the request's own random numbers; None takes those of the batch's generator."""
-    on_token: Callable[[int], None] | None = field(default=None, compare=False)
-    """Called with each token as it is drawn, in the thread that samples."""
-
-
-@dataclass
-class _Sequence:
-    """A request and what has been sampled for it."""
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False
-    own_draws: list[float] = field(default_factory=list)
-    """One number a token, where the request has a seed."""
-
-    @property
-    def body(self) -> tuple[int, ...]:
-        """The prompt without its last token, which is fed in the first decoding step."""
-        return self.request.prompt_ids[:-1]
-
-    @property
-    def completion(self) -> Completion:
-        return Completion(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
+"""On a GPU own lengths are rounded up to this, so that one graph serves as many steps; so are rooms that grow."""
+SLOT_STEP = 8
+"""Slots are added by so many."""
+WORTH_SHARING = 128
+"""Who comes late shares a prefix of at least this length: a shorter one is not worth a place of its own."""
 
 
 @torch.no_grad()
@@ -83,7 +54,7 @@ def sample_batch(
     late = list(enumerate(requests))
     count = len(late)
     while late and not abandoned():
-        decoder = _Decoder(loaded, dict(late), end_ids, generator, max_sequences, min_shared)
+        decoder = _Decoder(loaded, dict(late), end_ids, generator, max_sequences, min_shared, grow)
         late = []
         while decoder.busy and not abandoned():
             new = arrivals()
@@ -112,11 +83,12 @@ class _Decoder:
         generator: torch.Generator,
         max_sequences: int,
         min_shared: int,
+        grows: bool,
     ):
         self.loaded, self.end_ids, self.generator, self.min_shared = loaded, end_ids, generator, min_shared
-        self.max_sequences = max_sequences
+        self.max_sequences, self.grows = max_sequences, grows
         self.on_gpu = loaded.device.type == "cuda"
-        self.sequences = {number: _Sequence(request) for number, request in requests.items()}
+        self.sequences = {number: RunningSequence(request) for number, request in requests.items()}
         units = self._units(list(requests), max_sequences)
         own_room = max(self._own_room(n, unit.shared) for unit in units for n in unit.members)
         prefix_room = max(unit.shared for unit in units)
@@ -153,7 +125,7 @@ class _Decoder:
         """
         if not requests or self.running.count(None) * 4 < len(self.running):
             return requests
-        self.sequences |= {number: _Sequence(request) for number, request in requests}
+        self.sequences |= {number: RunningSequence(request) for number, request in requests}
         left = set[int]()
         for unit in self._units([number for number, _ in requests], self.width):
             if unit.shared <= self.pool.prefix_room and all(
@@ -168,29 +140,41 @@ class _Decoder:
 
     def make_room(self, requests: list[tuple[int, Request]]) -> list[tuple[int, Request]]:
         """Let later requests wait here with slots of their own, up to the most that may decode together; returns the
-        rest. What runs keeps its keys and values, which are copied."""
+        rest. Where there is no room yet, the pool grows: what runs keeps its keys and values, which are copied."""
         active = [slot for slot, number in enumerate(self.running) if number is not None]
-        taken_slots = len(active) + sum(len(unit.members) for unit in self.waiting)
-        taken = requests[: max(0, self.max_sequences - taken_slots)]
+        waiting = sum(len(unit.members) for unit in self.waiting)
+        taken = requests[: max(0, self.max_sequences - len(active) - waiting)]
         if not taken:
             return requests
-        self.sequences |= {number: _Sequence(request) for number, request in taken}
+        self.sequences |= {number: RunningSequence(request) for number, request in taken}
         units = self._units([number for number, _ in taken], self.max_sequences)
-        own_room = max(self.pool.own_room, *(self._own_room(n, unit.shared) for unit in units for n in unit.members))
-        prefix_room = max(self.pool.prefix_room, *(unit.shared for unit in units))
-        rows = max(
-            self.pool.rows, len({*self.row_of} - {-1}) + sum(unit.shared > 0 for unit in [*self.waiting, *units])
-        )
-        if self.on_gpu:
+        if any(unit.shared < WORTH_SHARING for unit in units):
+            units = [Unit((number,), 0) for number, _ in taken]
+        own_room = max(self._own_room(n, unit.shared) for unit in units for n in unit.members)
+        prefix_room = max(unit.shared for unit in units)
+        rows = len({*self.row_of} - {-1}) + sum(unit.shared > 0 for unit in [*self.waiting, *units])
+        slots = len(active) + waiting + len(taken)
+        pool = self.pool
+        fits = slots <= len(self.running) and rows <= pool.rows
+        if not (fits and own_room <= pool.own_room and prefix_room <= pool.prefix_room):
+            slots = min(self.max_sequences, -(-slots // SLOT_STEP) * SLOT_STEP)
             own_room, prefix_room = (-(-room // LENGTH_STEP) * LENGTH_STEP for room in (own_room, prefix_room))
-        slots = taken_slots + len(taken)
+            if not self._grow(active, slots, rows, prefix_room, own_room):
+                for number, _ in taken:
+                    del self.sequences[number]
+                return requests
+        self.waiting.extend(units)
+        self.width = max(self.width, *(len(unit.members) for unit in units))
+        return requests[len(taken) :]
+
+    def _grow(self, active: list[int], slots: int, rows: int, prefix_room: int, own_room: int) -> bool:
+        """A pool of at least this size with what runs in it; False where the device has no memory for it."""
+        rows, prefix_room = max(self.pool.rows, rows), max(self.pool.prefix_room, prefix_room)
+        own_room, slots = max(self.pool.own_room, own_room), max(slots, len(self.running))
         if fitting_slots(self.loaded, slots, own_room, prefix_room * rows) < slots:
-            for number, _ in taken:
-                del self.sequences[number]
-            return requests
+            return False
         if 0 < len(active) < len(self.running):
             self._keep(active)
-        slots = max(slots, len(self.running))
         self.pool = self.pool.grown(self.loaded, slots, rows, prefix_room, own_room)
         more = slots - len(self.running)
         self.running += [None] * more
@@ -198,9 +182,7 @@ class _Decoder:
         self.own_lengths += [0] * more
         self.prefix_lengths += [0] * (rows - len(self.prefix_lengths))
         self.last_B1 = torch.cat([self.last_B1, self.last_B1.new_zeros(more, 1)])
-        self.waiting.extend(units)
-        self.width = max(self.width, *(len(unit.members) for unit in units))
-        return requests[len(taken) :]
+        return True
 
     def drop(self, gone: Callable[[int], bool]) -> None:
         """Forget sequences that nobody waits for any more."""
@@ -240,8 +222,9 @@ class _Decoder:
             prefill(self.loaded, bodies, units, self.pool, unit_rows, slots, self.min_shared)
             last = [self.sequences[number].request.prompt_ids[-1] for number in slots]
             self.last_B1[list(slots.values()), 0] = torch.tensor(last, device=self.last_B1.device)
-        # Gathering the caches costs about as much as a step does on an eighth of the slots; a graph costs more.
-        worth = 2 if self.on_gpu else 8
+        # Gathering the caches costs about as much as a step does on an eighth of the slots; a graph costs more, and so
+        # does growing again for who comes next.
+        worth = 2 if self.on_gpu or self.grows else 8
         if not self.waiting and len(free) * worth >= len(self.running):
             self._keep([slot for slot, number in enumerate(self.running) if number is not None])
         elif units:
@@ -294,7 +277,7 @@ class _Decoder:
         self.last_B1.copy_(tokens[:, None])
         self.logprobs_B.copy_(logprobs)
 
-    def _append(self, sequence: _Sequence, token: int, logprob: float) -> bool:
+    def _append(self, sequence: RunningSequence, token: int, logprob: float) -> bool:
         """Whether this token is the sequence's last."""
         params = sequence.request.params
         sequence.tokens.append(token)
