@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ import openai
 from server import Server
 
 UPSTREAM_PORT = 9137
+CODES: set[str] = set()
+"""Code words of all sessions."""
 
 
 @dataclass
@@ -131,10 +134,9 @@ async def streamed(client: Any, model: str, said: str, session: str) -> tuple[st
 
 def check(one: Conversation, memory: str, exact: bool, seen: Seen) -> None:
     """Nothing of others; with perfect notes everything of its own."""
-    for word in ("code-",):
-        strangers = [part for part in memory.split(word)[1:] if not part.startswith(one.code.removeprefix(word))]
-        if strangers:
-            seen.problem("mixed up", f"{one.session} ({one.code}) holds {strangers[0][:40]}")
+    strangers = [code for code in re.findall(r"code-\d{5}(?!\d)", memory) if code != one.code and code in CODES]
+    if strangers:
+        seen.problem("mixed up", f"{one.session} ({one.code}) holds {strangers[0]}")
     if exact:
         missing = {key: value for key, value in one.facts.items() if f"{key}={value}" not in memory}
         if missing:
@@ -226,6 +228,7 @@ def main() -> None:
     draw = random.Random(11)
     codes = draw.sample(range(10_000, 99_999), options.sessions)
     conversations = [Conversation(number, f"code-{code}") for number, code in enumerate(codes)]
+    CODES.update(one.code for one in conversations)
     seen, name = Seen(), "notebook" if options.notebook else options.model.partition("=")[0]
     with tempfile.TemporaryDirectory() as folder:
         upstream = None
