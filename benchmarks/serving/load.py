@@ -155,7 +155,10 @@ async def compare(server: Server, conversations: list[Conversation], exact: bool
             if wrong:
                 seen.problem("acknowledged turn not kept", f"{one.session}: turns {wrong[:5]}")
             # A turn may be written whose acknowledgement the kill cut off: it counts from here on.
-            one.turn, one.memory = kept["session"]["turn"], kept["session"]["memory"]
+            before, one.turn, one.memory = one.turn, kept["session"]["turn"], kept["session"]["memory"]
+            for key, value, turn in re.findall(r"\b(k\d+)=(code-\d{5}-(\d+))", one.memory):
+                if before < int(turn) <= one.turn:
+                    one.facts[key] = value
             one.acknowledged |= {turn: memory for turn, memory in memories.items() if turn > max(one.acknowledged)}
             check(one, one.memory, False, seen)
             if exact:
