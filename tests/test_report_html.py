@@ -226,13 +226,13 @@ def test_probes_are_those_of_the_evaluation(run: Path) -> None:
 
 
 def test_memories_of_an_evaluation_that_kept_them_all(run: Path) -> None:
-    file = run / "eval" / "after.json"
-    data = json.loads(file.read_text())
-    for row in data["records"]:
-        if row["kind"] == "reading":
-            row |= {"memories": ["first", "first and", row["memory"]], "cut": [False, True, False]}
-            row["chunk_chars"] = [100, 50, 80]
-    file.write_text(json.dumps(data))
+    for file in (run / "eval").glob("*.json"):
+        data = json.loads(file.read_text())
+        for row in data["records"]:
+            if row["kind"] == "reading":
+                row |= {"memories": ["first", "first and", row["memory"]], "cut": [False, True, False]}
+                row["chunk_chars"] = [100, 50, 80]
+        file.write_text(json.dumps(data))
     text = held_out.held_out(load.load_run(run, "run"))[0]
     reading = next(reading for reading in text.readings if reading.label == "after")
     assert (reading.memories[:2], reading.first_step) == (["first", "first and"], 1)

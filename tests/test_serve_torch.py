@@ -32,7 +32,7 @@ def recipe() -> Recipe:
         {
             "model": {"name": str(tiny.model_folder()), "dtype": "float32", "device": "cpu"},
             "memory": {"chunk_tokens": 64, "memory_tokens": 12, "answer_tokens": 8, "style": "compact"},
-            "chat": {"context_tokens": 256, "reply_tokens": 24, "temperature": 0.0},
+            "chat": {"context_tokens": 256, "reply_tokens": 24, "temperature": 0.0, "write_temperature": 0.0},
         },
         "of the test",
     )
