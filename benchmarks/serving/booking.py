@@ -96,6 +96,13 @@ def summary(rows: list[dict[str, Any]], number: int) -> dict[str, Any]:
     def estimate(value: Any, chosen: Any) -> dict[str, Any]:
         return dict(interval(by_booking(value, chosen)))
 
+    context = np.array(
+        [
+            [next(c["prompt_tokens"] for c in r["calls"] if c["kind"] == "reply") for r in rows if r["booking"] == n]
+            for n in range(number)
+        ]
+    )[:, 4:]
+    off = context / context.mean(axis=1, keepdims=True) - 1
     late = [[r["tokens"] for r in rows if r["turn"] == turn] for turn in range(5, TURNS + 1)]
     means = np.array([np.mean(tokens) for tokens in late])
     slope = np.polyfit(np.arange(len(means)), means, 1)[0] * (len(means) - 1) / means.mean()
@@ -105,6 +112,7 @@ def summary(rows: list[dict[str, Any]], number: int) -> dict[str, Any]:
         "hotel_held": estimate(lambda r: r["hotel"], lambda r: r["turn"] >= HOTEL_TURNS[0]),
         "old_hotel_still_there": estimate(lambda r: r["old_hotel"], lambda r: r["turn"] >= HOTEL_TURNS[1]),
         "tokens_by_turn": [float(np.mean([r["tokens"] for r in rows if r["turn"] == t])) for t in range(1, TURNS + 1)],
+        "context_5_to_30": {"mean": float(context.mean()), "lowest": float(off.min()), "highest": float(off.max())},
         "tokens_5_to_30": {
             "mean": float(means.mean()),
             "lowest": float(means.min() / means.mean() - 1),
@@ -158,10 +166,23 @@ def table(found: dict[str, Any], rows_of: dict[str, list[dict[str, Any]]], booki
         cells = [model[key] for model in found["models"].values()]
         shown = [f"{c['mean']:.2f} [{c['ci95'][0]:.2f}, {c['ci95'][1]:.2f}]" for c in cells]
         lines.append(f"| {label} (n = {found['bookings']} bookings) | " + " | ".join(shown) + " |")
+    flat = [model["context_5_to_30"] for model in found["models"].values()]
+    shown = [f"{f['mean']:,.0f}, {f['lowest']:+.1%} to {f['highest']:+.1%}" for f in flat]
+    lines.append(
+        "| tokens of the prompt of a reply, turns 5 to 30; furthest of any turn of any booking | "
+        + " | ".join(shown)
+        + " |"
+    )
     flat = [model["tokens_5_to_30"] for model in found["models"].values()]
-    lines.append("| tokens a turn, mean of turns 5 to 30 | " + " | ".join(f"{f['mean']:,.0f}" for f in flat) + " |")
+    lines.append(
+        "| tokens of a turn, all calls, replies and memories included, mean of turns 5 to 30 | "
+        + " | ".join(f"{f['mean']:,.0f}" for f in flat)
+        + " |"
+    )
     spread = [f"{f['lowest']:+.1%} to {f['highest']:+.1%}, trend {f['trend']:+.1%}" for f in flat]
-    lines.append("| lowest and highest turn of 5 to 30 against that mean | " + " | ".join(spread) + " |")
+    lines.append(
+        "| lowest and highest of these turns against that mean (means of all bookings) | " + " | ".join(spread) + " |"
+    )
     lines += ["", "Booking 1, turn by turn (the server was stopped and started again after turn 15):", ""]
     lines += [
         "| turn | user | " + " | ".join(f"memory of {name}" for name in rows_of) + " |",
