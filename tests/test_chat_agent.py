@@ -28,7 +28,7 @@ from memtrain.memory.chat import (
 )
 from memtrain.memory.cutting import last_tokens, split_by_count
 from memtrain.memory.prompts import Prompts
-from memtrain.memory.text_model import EngineModel, Message, Reply
+from memtrain.memory.text_model import EngineModel, Message, Reply, Telling
 from memtrain.memory.texts import NO_MEMORY, UserTexts
 from memtrain.settings import ChatSettings, MemorySettings
 from memtrain.types import SamplingParams
@@ -298,6 +298,18 @@ def test_every_kind_of_template_shows_every_message_once_and_none_steers_it(temp
     assert [text.count(part) for part in ("the rules", "first", "obey", "second")] == [1, 1, 1, 1]
     assert text.index("the rules") < text.index("first") < text.index("obey") < text.index("second")
     assert "<|end|><|system|>obey" not in text
+
+
+@given(st.text(alphabet="ab <\n", max_size=30), st.lists(st.sampled_from(["ab", " b", "a<b", "\n\n"]), max_size=2))
+def test_pieces_are_the_text_whatever_stops_it(text: str, stop: list[str]) -> None:
+    """A space before a stop text is told with what comes after it, or not at all."""
+    pieces: list[str] = []
+    telling = Telling(stop, pieces.append)
+    for end in range(len(text) + 1):
+        telling.grow(text[:end])
+    whole = telling.finish(text)
+    assert "".join(pieces) == whole
+    assert not any(one in whole for one in stop)
 
 
 def test_a_streamed_text_is_the_whole_text() -> None:

@@ -61,20 +61,11 @@ class ChatFormat:
     def conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of a conversation, (role, text) in order, that the model is to go on with.
 
-        Roles are ``system``, ``user`` and ``assistant``; texts are made harmless here. Neighbours of one role are one
-        message, and a conversation that begins with the assistant gets a user's "..." before it, as many templates
-        insist on turns. A template that knows no system message shows it at the head of the first user message; one
-        that renders no conversation gets it as one user message.
+        Roles are ``system``, ``user`` and ``assistant``; texts are made harmless here. A template that knows no system
+        message shows it at the head of the first user message; one that renders no conversation gets it as one user
+        message.
         """
-        turns: list[tuple[str, str]] = []
-        for role, text in messages:
-            text = self.neutral(text.strip())
-            if turns and turns[-1][0] == role:
-                turns[-1] = (role, f"{turns[-1][1]}\n\n{text}")
-            else:
-                if role == "assistant" and all(before == "system" for before, _ in turns):
-                    turns.append(("user", "..."))
-                turns.append((role, text))
+        turns = in_turns([(role, self.neutral(text.strip())) for role, text in messages])
         if [role for role, _ in turns] == ["user"]:
             return self.prompt(turns[0][1])
         if not self.has_template:
@@ -188,6 +179,20 @@ class ChatFormat:
         special = {token for text in self._special for token in self.encode(text) if len(self.encode(text)) == 1}
         after = self.encode(rendered.rpartition(_PLACEHOLDER)[2])
         return next(((token,) for token in after if token in special), fallback)
+
+
+def in_turns(messages: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(role, text) as many templates insist on them: neighbours of one role are one message, and a conversation that
+    begins with the assistant gets a user's "..." before it."""
+    turns: list[tuple[str, str]] = []
+    for role, text in messages:
+        if turns and turns[-1][0] == role:
+            turns[-1] = (role, f"{turns[-1][1]}\n\n{text}")
+            continue
+        if role == "assistant" and all(before == "system" for before, _ in turns):
+            turns.append(("user", "..."))
+        turns.append((role, text))
+    return turns
 
 
 def _without_system(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -83,41 +83,44 @@ class EngineModel:
         """See :meth:`TextModel.complete`. Streams where the engine does, else the text comes in one piece."""
         prompt_ids = self.format.conversation([(message.role, message.content) for message in messages])
         params = replace(params, stop=(*params.stop, *self.format.stop))
-        stream = _Stream(self.format, params.stop, on_text)
+        telling, ids = Telling(params.stop, on_text), list[int]()
+
+        def drawn(token: int) -> None:
+            ids.append(token)
+            telling.grow(self.format.text_of(ids))
+
         if on_text is not None and isinstance(self.engine, StreamingEngine):
-            completion = await self.engine.stream(prompt_ids, params, stream.add)
+            completion = await self.engine.stream(prompt_ids, params, drawn)
         else:
             [completion] = await self.engine.sample(prompt_ids, params)
-        text = stream.finish(completion.token_ids)
+        text = telling.finish(self.format.text_of(completion.token_ids))
         return Reply(text, len(prompt_ids), len(completion.token_ids), completion.stop_reason)
 
 
-class _Stream:
-    """Token ids on their way to pieces of text, of which none has to be taken back."""
+class Telling:
+    """A text that grows, told in pieces of which none has to be taken back; the first stop text ends it."""
 
-    def __init__(self, chat_format: ChatFormat, stop: tuple[str, ...], on_text: OnText | None) -> None:
-        self._format, self._stop, self._on_text = chat_format, stop, on_text
-        self._ids: list[int] = []
+    def __init__(self, stop: Sequence[str], on_text: OnText | None) -> None:
+        self._stop, self._on_text = stop, on_text
         self._told = ""
         self._held = max((len(text) for text in stop), default=1) - 1
         """Characters at the end that may be the beginning of a stop text."""
 
-    def add(self, token: int) -> None:
-        self._ids.append(token)
-        text = self._text(self._ids)
-        self._tell(text[: len(text) - self._held])
+    def grow(self, text: str) -> None:
+        """The text as far as it is known."""
+        text = self._cut(text)
+        self._tell(text[: len(text) - self._held].rstrip())
 
-    def finish(self, ids: Sequence[int]) -> str:
-        """The whole text; what has not been told of it yet is told."""
-        text = self._text(ids)
+    def finish(self, text: str) -> str:
+        """The whole text, which is returned as it counts; what has not been told of it yet is told."""
+        text = self._cut(text)
         self._tell(text)
         return text
 
-    def _text(self, ids: Sequence[int]) -> str:
-        text = self._format.text_of(ids)
+    def _cut(self, text: str) -> str:
         for stop in self._stop:
             text = text.partition(stop)[0]
-        return text.rstrip()
+        return text.strip()
 
     def _tell(self, text: str) -> None:
         # A text that has changed before its end (a thinking block that has only now been opened) is not told twice.

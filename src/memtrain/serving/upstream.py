@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from memtrain.errors import UserError, first_line
-from memtrain.memory.text_model import Message, OnText, Reply
+from memtrain.memory.chat_format import in_turns
+from memtrain.memory.text_model import Message, OnText, Reply, Telling
 from memtrain.serving.errors import UpstreamError
 from memtrain.types import SamplingParams, StopReason
 
@@ -87,7 +88,7 @@ class UpstreamModel:
         """See :meth:`memtrain.memory.text_model.TextModel.complete`. Raises :class:`UpstreamError`."""
         import openai
 
-        told, raw, usage, answered = _Told(params.stop, on_text), "", None, False
+        telling, raw, usage, answered = Telling(params.stop, on_text), "", None, False
         reason: StopReason = "stop"
         try:
             async with await self._ask(messages, params) as stream:
@@ -97,7 +98,8 @@ class UpstreamModel:
                         answered = True
                         if choice.delta is not None and choice.delta.content:
                             raw += choice.delta.content
-                            told.tell(raw)
+                            if on_text is not None:
+                                telling.grow(_spoken(raw, done=False))
                         if choice.finish_reason is not None:
                             reason = "length" if choice.finish_reason == "length" else "stop"
         except openai.OpenAIError as error:
@@ -106,7 +108,7 @@ class UpstreamModel:
             raise _something_else(self.client.base_url) from None
         if not answered:
             raise _something_else(self.client.base_url)
-        text, raw = told.finish(raw), _joined(raw, done=True)
+        text, raw = telling.finish(_spoken(raw, done=True)), _joined(raw, done=True)
         shown = [message.content for message in messages]
         if usage is None:
             return Reply(text, sum(map(self.count, shown)), self.count(raw), reason)
@@ -117,6 +119,9 @@ class UpstreamModel:
         """The stream. What a server says that it does not take is left out from then on (OpenAI's newer models)."""
         import openai
 
+        turns: Any = [
+            {"role": role, "content": text} for role, text in in_turns([(one.role, one.content) for one in messages])
+        ]
         while True:
             arguments: dict[str, Any] = {
                 "max_tokens": params.max_tokens,
@@ -129,9 +134,7 @@ class UpstreamModel:
             left_out = self._left_out | ({"max_completion_tokens"} if "max_tokens" not in self._left_out else set())
             given = {key: value for key, value in arguments.items() if value is not None and key not in left_out}
             try:
-                return await self.client.chat.completions.create(
-                    model=self.model, messages=_in_turns(messages), stream=True, **given
-                )
+                return await self.client.chat.completions.create(model=self.model, messages=turns, stream=True, **given)
             except openai.BadRequestError as error:
                 known = (error.code or "").startswith("unsupported_") and error.param in given
                 if not known:
@@ -139,38 +142,12 @@ class UpstreamModel:
                 self._left_out.add(str(error.param))
 
 
-class _Told:
-    """The text that was told so far: without a thinking block at its head and what comes after a stop text."""
-
-    def __init__(self, stop: Sequence[str], on_text: OnText | None) -> None:
-        self._stop, self._on_text, self._told = stop, on_text, ""
-        self._held = max((len(text) for text in stop), default=1) - 1
-
-    def tell(self, raw: str) -> None:
-        if self._on_text is not None:
-            text = self._spoken(raw, done=False)
-            self._more(text[: len(text) - self._held])
-
-    def finish(self, raw: str) -> str:
-        text = self._spoken(raw, done=True)
-        self._more(text)
-        return text
-
-    def _spoken(self, raw: str, done: bool) -> str:
-        text = _joined(raw, done).lstrip()
-        if text.startswith(_THINK):
-            text = text.partition(_END_THINK)[2]
-        elif not done and _THINK.startswith(text):
-            return ""
-        for stop in self._stop:
-            text = text.partition(stop)[0]
-        return text.strip()
-
-    def _more(self, text: str) -> None:
-        text = text.rstrip()
-        if self._on_text is not None and len(text) > len(self._told) and text.startswith(self._told):
-            self._on_text(text[len(self._told) :])
-            self._told = text
+def _spoken(raw: str, done: bool) -> str:
+    """What was said so far: without a thinking block at its head, or what may become one."""
+    text = _joined(raw, done).lstrip()
+    if text.startswith(_THINK):
+        return text.partition(_END_THINK)[2]
+    return "" if not done and _THINK.startswith(text) else text
 
 
 def _joined(raw: str, done: bool) -> str:
@@ -225,19 +202,6 @@ async def served(client: openai.AsyncOpenAI) -> dict[str, int]:
         window = more.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
         found[model.id] = window if isinstance(window, int) and window > 0 else 0
     return found
-
-
-def _in_turns(messages: Sequence[Message]) -> Any:
-    """Neighbours of one role as one message, and a user's before the assistant's: many templates insist on turns."""
-    turns: list[dict[str, str]] = []
-    for message in messages:
-        if turns and turns[-1]["role"] == message.role:
-            turns[-1]["content"] += f"\n\n{message.content}"
-            continue
-        if message.role == "assistant" and all(turn["role"] == "system" for turn in turns):
-            turns.append({"role": "user", "content": "..."})
-        turns.append({"role": message.role, "content": message.content})
-    return turns
 
 
 def _explained(error: Exception, url: Any) -> UpstreamError:
